@@ -1,0 +1,1 @@
+"""Adapters: what is trained, frozen and sent, by `peft.LoraConfig`."""

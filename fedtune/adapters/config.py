@@ -1,0 +1,109 @@
+"""From the scenario's `[adapter]` to `peft.LoraConfig`: each field honoured or refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from peft import LoraConfig
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from fedtune.errors import ScenarioError
+from fedtune.scenario.schema import AdapterSection
+
+RENAMED = {
+    "r": "rank",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "target_modules": "targets",
+}
+PASSED_ON = (
+    "exclude_modules",
+    "layers_pattern",
+    "layers_to_transform",
+    "modules_to_save",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+)
+DETECTED = ("fan_in_fan_out", "base_model_name_or_path", "peft_type", "inference_mode", "task_type")
+COMMON_TARGETS = (("query", "value"), ("q_proj", "v_proj"), ("c_attn",), ("query_key_value",))
+
+
+def lora_config(section: AdapterSection, model: nn.Module, saved: list[str]) -> LoraConfig:
+    """The `LoraConfig` of a scenario for a model.
+
+    Args:
+        section: the scenario's `[adapter]`.
+        model: the base model, to resolve `targets = "auto"` and to find Conv1D targets.
+        saved: modules saved whole with the adapter (the head).
+
+    Raises:
+        ScenarioError: for an unknown key, a field that is not supported, or no such target.
+    """
+    extra = section.parameters()
+    for key in extra:
+        _check_key(key)
+    saved = [*saved, *(extra.pop("modules_to_save", None) or [])]
+    targets = _targets(section.targets, model)
+    config = LoraConfig(
+        r=section.rank,
+        lora_alpha=section.alpha,
+        lora_dropout=section.dropout,
+        target_modules=targets,
+        modules_to_save=saved or None,
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),
+        **extra,
+    )
+    return config
+
+
+def _check_key(key: str) -> None:
+    if key in PASSED_ON:
+        return
+    fields = {field.name for field in dataclasses.fields(LoraConfig)}
+    if key in RENAMED:
+        raise ScenarioError(f"adapter.{key}: unknown key; write adapter.{RENAMED[key]}")
+    if key in DETECTED:
+        raise ScenarioError(f"adapter.{key}: is set by fedtune; leave it out")
+    if key in fields:
+        raise ScenarioError(
+            f"adapter.{key}: this field of LoraConfig is not supported; supported besides "
+            f"{', '.join(RENAMED.values())}: {', '.join(PASSED_ON)}"
+        )
+    allowed = ", ".join(("kind", *RENAMED.values(), *PASSED_ON))
+    raise ScenarioError(f"adapter.{key}: unknown key; allowed: {allowed}")
+
+
+def _targets(targets: str | list[str], model: nn.Module) -> str | list[str]:
+    linear = _linear_names(model)
+    if targets != "auto":
+        return targets
+    leaves = {name.rsplit(".", 1)[-1] for name in linear}
+    for names in COMMON_TARGETS:
+        if leaves.issuperset(names):
+            return list(names)
+    raise ScenarioError(
+        f"adapter.targets = 'auto': none of the usual attention projections is in "
+        f"{type(model).__name__}; give names out of: {', '.join(sorted(leaves))}"
+    )
+
+
+def _linear_names(model: nn.Module) -> list[str]:
+    return [name for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)]
+
+
+def refused(model: nn.Module, section: AdapterSection, error: Exception) -> ScenarioError:
+    """The one line for a `LoraConfig` that PEFT refuses on this model."""
+    leaves = sorted({name.rsplit(".", 1)[-1] for name in _linear_names(model)})
+    reason = str(error).split("\n", 1)[0].split(". ", 1)[0]
+    return ScenarioError(
+        f"adapter.targets = {section.targets!r}: {reason}; "
+        f"linear layers of this model: {', '.join(leaves)}"
+    )
+
+
+def plain(config: LoraConfig) -> dict[str, Any]:
+    """The configuration as `adapter_config.json` holds it."""
+    return dict(config.to_dict())

@@ -1,0 +1,164 @@
+"""The tensors of an adapter: their names, roles and order in the flat vector of a client.
+
+A client's trained tensors are one row of a (K, P) matrix; `Layout` says where each lies. Names are
+those of PEFT's `adapter_model.safetensors`, so they are the wire names and the file's names too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Literal
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from fedtune.randomness import key_of, uniform
+
+Role = Literal["A", "B", "head"]
+HeadPolicy = Literal["shared", "frozen", "local"]
+Tensors = dict[str, Tensor]
+
+TRAINED_ROLES: dict[str, frozenset[Role]] = {
+    "lora": frozenset({"A", "B"}),
+    "ffa": frozenset({"B"}),
+    "none": frozenset(),
+}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of the adapter.
+
+    Attributes:
+        name: as in `adapter_model.safetensors`.
+        parameter: the live parameter's name in the PEFT model.
+        shape: of one client's tensor.
+        role: `A`, `B` or `head`.
+        trained: changed by local training (else frozen and shared by all clients).
+        sent: travels between server and clients.
+    """
+
+    name: str
+    parameter: str
+    shape: tuple[int, ...]
+    role: Role
+    trained: bool
+    sent: bool
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All tensors of an adapter, in PEFT's order."""
+
+    specs: tuple[TensorSpec, ...]
+
+    @cached_property
+    def trained(self) -> tuple[TensorSpec, ...]:
+        """Those a client trains; together they are its flat vector."""
+        return tuple(s for s in self.specs if s.trained)
+
+    @cached_property
+    def frozen(self) -> tuple[TensorSpec, ...]:
+        """Those no client changes."""
+        return tuple(s for s in self.specs if not s.trained)
+
+    @cached_property
+    def sent(self) -> tuple[TensorSpec, ...]:
+        """Those in messages, both ways."""
+        return tuple(s for s in self.specs if s.sent)
+
+    @cached_property
+    def kept(self) -> tuple[TensorSpec, ...]:
+        """Those a client trains and keeps (a local head)."""
+        return tuple(s for s in self.specs if s.trained and not s.sent)
+
+    @property
+    def width(self) -> int:
+        """P, the length of a client's flat vector."""
+        return sum(s.size for s in self.trained)
+
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The trained tensors as one vector, (P,)."""
+        return torch.cat([tensors[s.name].reshape(-1) for s in self.trained])
+
+    def split(self, flat: Tensor) -> Tensors:
+        """Views of the trained tensors in a (..., P) tensor, each (..., *shape).
+
+        One split operation, so that its gradient is one concatenation.
+        """
+        parts = flat.split([s.size for s in self.trained], dim=-1)
+        lead = flat.shape[:-1]
+        return {
+            s.name: part.view(*lead, *s.shape)
+            for s, part in zip(self.trained, parts, strict=True)
+        }
+
+
+def read_layout(model: PeftModel, kind: str, head: HeadPolicy) -> Layout:
+    """The layout of a freshly wrapped PEFT model whose adapter is called `default`."""
+    specs = []
+    for name, parameter in model.named_parameters():
+        if ".default" not in name:
+            continue
+        role = _role(name)
+        trained = role in TRAINED_ROLES[kind] or (role == "head" and head != "frozen")
+        specs.append(
+            TensorSpec(
+                name=name.replace(".modules_to_save.default", "").replace(".default", ""),
+                parameter=name,
+                shape=tuple(parameter.shape),
+                role=role,
+                trained=trained,
+                sent=trained and not (role == "head" and head == "local"),
+            )
+        )
+    return Layout(tuple(specs))
+
+
+def _role(name: str) -> Role:
+    if ".lora_A." in name:
+        return "A"
+    return "B" if ".lora_B." in name else "head"
+
+
+def initial_tensors(
+    layout: Layout, seed: int, head: Mapping[str, Tensor], head_std: float
+) -> Tensors:
+    """The adapter before round 1, float32 on the CPU: a pure function of seed and names.
+
+    A is Kaiming-uniform (a = √5), so U(±1/√d_in), and B is 0, as PEFT initialises them; each A has
+    a stream of its own. Head tensors that the checkpoint holds are kept; new weights are uniform
+    with standard deviation `head_std`, new vectors are 0.
+
+    Args:
+        layout: the adapter's tensors.
+        seed: the run's seed.
+        head: head tensors with trained values, by spec name.
+        head_std: standard deviation of new head matrices.
+    """
+    return {s.name: _initial(s, seed, head, head_std) for s in layout.specs}
+
+
+def _initial(spec: TensorSpec, seed: int, head: Mapping[str, Tensor], head_std: float) -> Tensor:
+    if spec.name in head:
+        return head[spec.name].detach().float().cpu().clone()
+    if spec.role == "B" or len(spec.shape) < 2:
+        return torch.zeros(spec.shape)
+    bound = spec.shape[1] ** -0.5 if spec.role == "A" else head_std * 3.0**0.5
+    return (2.0 * uniform(key_of("init", seed, spec.name), spec.shape) - 1.0) * bound
+
+
+def load_tensors(model: nn.Module, specs: Iterable[TensorSpec], tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors into a PEFT model's live parameters."""
+    with torch.no_grad():
+        for spec in specs:
+            model.get_parameter(spec.parameter).copy_(tensors[spec.name])

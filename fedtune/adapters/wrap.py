@@ -1,0 +1,112 @@
+"""Putting an adapter on a base model with PEFT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
+from transformers import PreTrainedModel
+
+from fedtune.adapters.config import lora_config, refused
+from fedtune.adapters.layout import (
+    HeadPolicy,
+    Layout,
+    Tensors,
+    initial_tensors,
+    load_tensors,
+    read_layout,
+)
+from fedtune.errors import ScenarioError
+from fedtune.scenario.schema import AdapterSection
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model as a task loads it.
+
+    Attributes:
+        model: the Transformers model, on the CPU in float32.
+        head: names of the modules that make the task's head.
+        fresh: parameters that the checkpoint did not hold.
+        source: what `from_pretrained` takes to load it again.
+    """
+
+    model: PreTrainedModel
+    head: list[str]
+    fresh: frozenset[str]
+    source: str
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A base model that carries an adapter.
+
+    Attributes:
+        model: the PEFT model, frozen base in the compute precision, in eval mode.
+        config: its `LoraConfig`.
+        layout: the adapter's tensors.
+        initial: their values before round 1, float32 on the CPU.
+    """
+
+    model: PeftModel
+    config: LoraConfig
+    layout: Layout
+    initial: Tensors
+
+
+def wrap(
+    base: BaseModel,
+    section: AdapterSection,
+    kind: str,
+    head: HeadPolicy,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Adapted:
+    """Put the adapter on the base model.
+
+    The base moves to its device first and is wrapped there: parameters that move after wrapping
+    are what silently broke training under Opacus (opacus#820).
+
+    Args:
+        dtype: precision of the frozen base; adapters are float32, or float64 with a float64 base.
+
+    Raises:
+        ScenarioError: if the targets match nothing or something that is not a linear layer.
+    """
+    config = lora_config(section, base.model, base.head)
+    config.base_model_name_or_path = base.source
+    names = {n: p.detach().clone() for n, p in base.model.named_parameters() if _in(n, base.head)}
+    base.model.to(device=device, dtype=dtype).requires_grad_(False)
+    try:
+        model = get_peft_model(base.model, config)
+    except ValueError as error:
+        raise refused(base.model, section, error) from None
+    _check_layers(model, section)
+    layout = read_layout(model, kind, head)
+    known = {f"base_model.model.{n}": t for n, t in names.items() if n not in base.fresh}
+    std = float(getattr(base.model.config, "initializer_range", 0.02))
+    initial = initial_tensors(layout, seed, known, std)
+    parameters = torch.float64 if dtype == torch.float64 else torch.float32
+    for spec in layout.specs:
+        parameter = model.get_parameter(spec.parameter)
+        parameter.data = parameter.data.to(parameters)
+        parameter.requires_grad_(spec.trained)
+    load_tensors(model, layout.specs, initial)
+    return Adapted(model.eval(), config, layout, initial)
+
+
+def _in(name: str, modules: list[str]) -> bool:
+    return any(name.startswith(f"{module}.") for module in modules)
+
+
+def _check_layers(model: PeftModel, section: AdapterSection) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer) and not isinstance(module, LoraLinear):
+            raise ScenarioError(
+                f"adapter.targets = {section.targets!r}: matches {name}, a "
+                f"{type(module.get_base_layer()).__name__}; targets must be linear layers"
+            )

@@ -1,0 +1,1 @@
+"""Local training, written once for a cohort: K clients over one frozen base model."""

@@ -1,0 +1,63 @@
+"""What the two backends share: one function, `train`, and how logits are got."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fedtune.adapters.layout import Layout, Tensors
+from fedtune.adapters.wrap import Adapted
+from fedtune.cohort.plan import ClientResult, ClientWork
+from fedtune.scenario.schema import LocalSection
+from fedtune.tasks.base import Data, Inputs, Objective
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What training needs besides the clients' work.
+
+    Attributes:
+        adapted: base model with adapter.
+        objective: forward pass, losses, scores.
+        data: the training examples.
+        local: the scenario's `[local]`.
+        rounds: rounds of the run, for schedules over rounds.
+        device: where it runs.
+        dtype: compute precision of the base.
+    """
+
+    adapted: Adapted
+    objective: Objective
+    data: Data
+    local: LocalSection
+    rounds: int
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def layout(self) -> Layout:
+        """The adapter's tensors."""
+        return self.adapted.layout
+
+    @property
+    def master(self) -> torch.dtype:
+        """Precision of adapters and optimiser state."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+
+class Backend(Protocol):
+    """Trains clients; `cohort` and `sequential` agree as docs/architecture.md defines equal."""
+
+    name: str
+
+    def train(self, works: Sequence[ClientWork], server_round: int) -> list[ClientResult]:
+        """Train one cohort; results in the order of `works`."""
+        ...
+
+    def logits(self, state: Tensors, inputs: Inputs) -> Tensor:
+        """The output of the model with the given trained tensors, without gradients."""
+        ...

@@ -1,0 +1,132 @@
+"""The sequential backend: a plain loop over PEFT's own layers and torch's own optimisers.
+
+It is the reference that the cohort backend is held to, and the fallback for models whose trained
+layers cannot be stacked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fedtune.adapters.layout import Tensors, load_tensors
+from fedtune.cohort.backend import Setting
+from fedtune.cohort.plan import ClientResult, ClientWork, Rows, out_of_patience, step_rates
+from fedtune.cohort.stacked import Binding, CohortDropout
+from fedtune.randomness import mix
+from fedtune.scenario.schema import LocalSection
+from fedtune.tasks.base import Inputs
+
+
+class SequentialBackend:
+    """Trains clients one after another on the PEFT model itself."""
+
+    name = "sequential"
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.model = setting.adapted.model
+        self.binding = Binding()
+        key_dropout(self.model, self.binding)
+        self.parameters = [self.model.get_parameter(s.parameter) for s in setting.layout.trained]
+        load_tensors(self.model, setting.layout.frozen, setting.adapted.initial)
+
+    def train(self, works: Sequence[ClientWork], server_round: int) -> list[ClientResult]:
+        """Train clients in turn."""
+        return [self._train(work, server_round) for work in works]
+
+    def logits(self, state: Tensors, inputs: Inputs) -> Tensor:
+        """The output of the model with the given trained tensors, without gradients."""
+        load_tensors(self.model, self.setting.layout.trained, state)
+        self.binding.dropout_keys = None
+        with torch.no_grad():
+            return self._forward(inputs)
+
+    def gradient(self, work: ClientWork, step: int) -> Tensor:
+        """The gradient of a client's loss at a step from its start, (P,)."""
+        load_tensors(self.model, self.setting.layout.trained, work.state)
+        self.model.zero_grad()
+        self._backward(work, step)
+        return torch.cat([_grad(p).reshape(-1) for p in self.parameters])
+
+    def _train(self, work: ClientWork, server_round: int) -> ClientResult:
+        setting = self.setting
+        load_tensors(self.model, setting.layout.trained, work.state)
+        optimizer = make_optimizer(setting.local, self.parameters)
+        rates = step_rates(setting.local, len(work.steps), server_round, setting.rounds)
+        losses: list[float] = []
+        epochs: list[float] = []
+        for step, rate in enumerate(rates):
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.zero_grad()
+            losses.append(self._backward(work, step))
+            if setting.local.clip is not None:
+                torch.nn.utils.clip_grad_norm_(self.parameters, setting.local.clip)
+            optimizer.step()
+            if setting.local.early_stopping and step + 1 in work.epoch_ends:
+                index = work.epoch_ends.index(step + 1)
+                epoch = losses[work.epoch_ends[index - 1] if index else 0 :]
+                epochs.append(sum(epoch) / len(epoch))
+                if out_of_patience(epochs, setting.local.early_stopping):
+                    break
+        tensors = {
+            spec.name: parameter.detach().clone()
+            for spec, parameter in zip(setting.layout.trained, self.parameters, strict=True)
+        }
+        mean = sum(losses) / len(losses)
+        return ClientResult(work.client, tensors, mean, len(losses), work.examples)
+
+    def _backward(self, work: ClientWork, step: int) -> float:
+        batches = [self.setting.data.gather(self._index(rows)) for rows in work.steps[step]]
+        total = sum(float(self.setting.objective.counts(b.labels).sum()) for b in batches)
+        key = torch.tensor([work.dropout_key], device=self.setting.device)
+        loss = 0.0
+        for micro, batch in enumerate(batches):
+            self.binding.dropout_keys = mix(key + (step << 20) + micro)
+            logits = self._forward(batch.inputs)
+            part = self.setting.objective.losses(logits, batch.labels).sum() / total
+            part.backward()
+            loss += float(part.detach())
+        return loss
+
+    def _forward(self, inputs: Inputs) -> Tensor:
+        half = self.setting.dtype == torch.bfloat16
+        with torch.autocast(self.setting.device.type, torch.bfloat16, enabled=half):
+            return self.setting.objective.logits(self.model, inputs)
+
+    def _index(self, rows: Rows) -> Tensor:
+        return torch.from_numpy(rows).to(self.setting.device)
+
+
+def make_optimizer(local: LocalSection, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """torch's own optimiser for the scenario's `[local]`."""
+    if local.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, local.lr, momentum=local.momentum, weight_decay=local.weight_decay
+        )
+    kind = torch.optim.Adam if local.optimizer == "adam" else torch.optim.AdamW
+    betas = (local.betas[0], local.betas[1])
+    return kind(parameters, local.lr, betas, local.eps, local.weight_decay)
+
+
+def key_dropout(model: nn.Module, binding: Binding) -> None:
+    """Replace the dropout of adapters and trained heads by the keyed one, in place.
+
+    Names are those that the stacked layers use, so both backends drop the same positions.
+    """
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Dropout) and ".lora_dropout" in name:
+            owner = name.split(".lora_dropout")[0]
+        elif isinstance(module, nn.Dropout) and ".modules_to_save.default" in name:
+            owner = name.replace(".modules_to_save.default", "")
+        else:
+            continue
+        parent, _, leaf = name.rpartition(".")
+        new = CohortDropout(binding, owner, module.p)
+        model.get_submodule(parent)._modules[leaf] = new
+
+
+def _grad(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

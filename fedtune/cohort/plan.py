@@ -1,0 +1,149 @@
+"""What a client does in a round: its batches, its learning rates, when it stops early.
+
+All of it is a pure function of (seed, round, client), so cohort and sequential backends and a
+deployed client follow the same plan.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedtune.adapters.layout import Tensors
+from fedtune.randomness import generator, key_of
+from fedtune.scenario.schema import EarlyStopping, LocalSection
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ClientWork:
+    """One client's training in one round.
+
+    Attributes:
+        client: logical id.
+        state: trained tensors it starts from (sent ones and its own).
+        steps: optimiser steps, each a list of batches, each the rows of the data to take.
+        epoch_ends: number of steps done at the end of each pass over its data.
+        dropout_key: key of its dropout stream.
+        examples: how many examples it holds.
+    """
+
+    client: int
+    state: Tensors
+    steps: tuple[tuple[Rows, ...], ...]
+    epoch_ends: tuple[int, ...]
+    dropout_key: int
+    examples: int
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows of its largest batch."""
+        return max(len(batch) for step in self.steps for batch in step)
+
+
+@dataclass(frozen=True)
+class ClientResult:
+    """What a client has after its round.
+
+    Attributes:
+        client: logical id.
+        tensors: all tensors it trained.
+        loss: mean training loss over its steps.
+        steps: optimiser steps done.
+        examples: how many examples it holds.
+    """
+
+    client: int
+    tensors: Tensors
+    loss: float
+    steps: int
+    examples: int
+
+
+def plan_work(
+    client: int, server_round: int, rows: Rows, state: Tensors, local: LocalSection, seed: int
+) -> ClientWork:
+    """Draw a client's batches for a round.
+
+    Args:
+        rows: the client's rows of the data, not empty.
+    """
+    draw = generator("batches", seed, server_round, client)
+    if local.epochs is not None:
+        epochs = [_epoch(rows, local, draw) for _ in range(local.epochs)]
+        steps = [step for epoch in epochs for step in _group(epoch, local.accumulation)]
+        per_epoch = len(_group(epochs[0], local.accumulation))
+        ends = [per_epoch * (e + 1) for e in range(local.epochs)]
+    else:
+        steps, ends = _fixed_steps(rows, local, draw)
+    key = key_of("dropout", seed, server_round, client)
+    return ClientWork(client, state, tuple(steps), tuple(ends), key, len(rows))
+
+
+def _epoch(rows: Rows, local: LocalSection, draw: np.random.Generator) -> list[Rows]:
+    order = rows[draw.permutation(len(rows))]
+    return [order[i : i + local.batch_size] for i in range(0, len(order), local.batch_size)]
+
+
+def _group(batches: list[Rows], size: int) -> list[tuple[Rows, ...]]:
+    return [tuple(batches[i : i + size]) for i in range(0, len(batches), size)]
+
+
+def _fixed_steps(
+    rows: Rows, local: LocalSection, draw: np.random.Generator
+) -> tuple[list[tuple[Rows, ...]], list[int]]:
+    assert local.steps is not None
+    needed = local.steps * local.accumulation
+    per_epoch = math.ceil(len(rows) / local.batch_size)
+    batches: list[Rows] = []
+    while len(batches) < needed:
+        batches += _epoch(rows, local, draw)
+    ends = [-(-end // local.accumulation) for end in range(per_epoch, needed + 1, per_epoch)]
+    return _group(batches[:needed], local.accumulation), ends
+
+
+def step_rates(local: LocalSection, steps: int, server_round: int, rounds: int) -> list[float]:
+    """The learning rate of each step of a client's round: base · over rounds · within the round.
+
+    Linear and cosine decay go from 1 towards 0 over `steps` (or `rounds`), so that the first
+    round and the first step after warm-up have the full rate.
+    """
+    base = local.lr * _decay(
+        local.round_schedule, server_round - 1, rounds, local.round_decay
+    )
+    after = max(steps - local.warmup, 1)
+    return [
+        base * min(1.0, (s + 1) / local.warmup if local.warmup else 1.0)
+        * _decay(local.schedule, max(s - local.warmup, 0), after, 1.0)
+        for s in range(steps)
+    ]
+
+
+def _decay(kind: str, done: int, total: int, factor: float) -> float:
+    if kind == "linear":
+        return max(0.0, 1.0 - done / total)
+    if kind == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * min(done / total, 1.0)))
+    return factor**done if kind == "exponential" else 1.0
+
+
+def out_of_patience(losses: Sequence[float], rule: EarlyStopping) -> bool:
+    """Whether the last `patience` losses all failed to beat the best before by `min_delta`."""
+    best, waited = math.inf, 0
+    for loss in losses:
+        if loss < best - rule.min_delta:
+            best, waited = loss, 0
+        else:
+            waited += 1
+    return waited >= rule.patience
+
+
+def micro_batches(work: ClientWork) -> Iterator[Rows]:
+    """All batches of a client's round in order."""
+    for step in work.steps:
+        yield from step

@@ -1,0 +1,203 @@
+"""Layers that hold K clients' tensors and meet a batch in which the clients are folded.
+
+The batch has K·b rows, client by client. A trained tensor has a leading client dimension and
+meets its client's rows by a batched matrix product; the frozen base sees one ordinary batch.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+from peft.utils import ModulesToSaveWrapper
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+from fedtune.adapters.layout import Tensors
+from fedtune.randomness import dropout_scale, key_of, mix
+
+
+class NotStackableError(TypeError):
+    """A trainable layer that has no stacked form; the model trains on the sequential backend."""
+
+
+@dataclass
+class Binding:
+    """What the stacked layers of one model read: the tensors and clients of the moment.
+
+    Attributes:
+        tensors: trained tensors (K, *shape) and frozen ones (*shape), by spec name.
+        clients: K.
+        dropout_keys: int64, (K,), keys of the current batch; None switches dropout off.
+    """
+
+    tensors: Tensors = field(default_factory=dict)
+    clients: int = 1
+    dropout_keys: Tensor | None = None
+
+
+class CohortDropout(nn.Module):
+    """Dropout whose draw depends on (client, batch, module, row, position, feature) only."""
+
+    def __init__(self, binding: Binding, name: str, p: float) -> None:
+        super().__init__()
+        self.binding, self.p = binding, p
+        self.key = key_of("module", name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop from x, (K·b, ..., d)."""
+        keys = self.binding.dropout_keys
+        if keys is None or self.p == 0.0:
+            return x
+        rows = x.shape[0] // len(keys)
+        middle = x[0].numel() // x.shape[-1]
+        scale = dropout_scale(mix(keys ^ self.key), rows, middle, x.shape[-1], self.p)
+        return x * scale.view(x.shape).to(x.dtype)
+
+
+class StackedLoRA(nn.Module):
+    """y = W·x + s·B_k·A_k·dropout(x) for each client k, after Hu et al. (2022), eq. 3.
+
+    A and B are (K, r, d_in) and (K, d_out, r); one that is frozen has no client dimension.
+    """
+
+    def __init__(self, layer: LoraLinear, binding: Binding, name: str) -> None:
+        super().__init__()
+        self.base_layer = layer.get_base_layer()
+        self.scaling = float(layer.scaling["default"])
+        self.binding, self.name = binding, name
+        drop = layer.lora_dropout["default"]
+        self.dropout = CohortDropout(binding, name, getattr(drop, "p", 0.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(K·b, ..., d_in) to (K·b, ..., d_out)."""
+        out: Tensor = self.base_layer(x)
+        a = self.binding.tensors[f"{self.name}.lora_A.weight"]
+        b = self.binding.tensors[f"{self.name}.lora_B.weight"]
+        k = self.binding.clients
+        inner = _project(self.dropout(x).reshape(k, -1, x.shape[-1]), a)
+        flat = out.reshape(k, -1, out.shape[-1])
+        if b.dim() == 2:
+            return torch.add(flat, F.linear(inner, b), alpha=self.scaling).view(out.shape)
+        return torch.baddbmm(flat, inner, b.mT, alpha=self.scaling).view(out.shape)
+
+
+class StackedLinear(nn.Module):
+    """A trained linear layer of a head: weight (K, d_out, d_in), bias (K, d_out)."""
+
+    def __init__(self, layer: nn.Linear | Conv1D, binding: Binding, name: str) -> None:
+        super().__init__()
+        self.binding, self.name = binding, name
+        self.transposed = isinstance(layer, Conv1D)
+        self.biased = layer.bias is not None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(K·b, ..., d_in) to (K·b, ..., d_out)."""
+        weight = self.binding.tensors[f"{self.name}.weight"]
+        weight = weight if self.transposed else weight.mT
+        rows = x.reshape(weight.shape[0], -1, x.shape[-1])
+        if self.biased:
+            bias = self.binding.tensors[f"{self.name}.bias"].unsqueeze(1)
+            out = torch.baddbmm(bias, rows, weight)
+        else:
+            out = torch.bmm(rows, weight)
+        return out.view(*x.shape[:-1], out.shape[-1])
+
+
+class StackedLayerNorm(nn.Module):
+    """A trained layer normalisation of a head: weight and bias (K, d)."""
+
+    def __init__(self, layer: nn.LayerNorm, binding: Binding, name: str) -> None:
+        super().__init__()
+        self.binding, self.name = binding, name
+        self.shape, self.eps = layer.normalized_shape, layer.eps
+        self.biased = layer.bias is not None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x, (K·b, ..., d)."""
+        weight = self.binding.tensors[f"{self.name}.weight"]
+        normal = F.layer_norm(x, self.shape, eps=self.eps)
+        rows = normal.reshape(weight.shape[0], -1, x.shape[-1]) * weight.unsqueeze(1)
+        if self.biased:
+            rows = rows + self.binding.tensors[f"{self.name}.bias"].unsqueeze(1)
+        return rows.view(x.shape)
+
+
+_STACKED_FORMS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: StackedLinear,
+    Conv1D: StackedLinear,
+    nn.LayerNorm: StackedLayerNorm,
+}
+
+
+def stack_head(module: nn.Module, binding: Binding, name: str) -> nn.Module:
+    """A trained head module in stacked form, its dropout keyed.
+
+    Raises:
+        NotStackableError: for a layer with parameters of its own and no stacked form.
+    """
+    if form := _STACKED_FORMS.get(type(module)):
+        return form(module, binding, name)
+    if isinstance(module, nn.Dropout):
+        return CohortDropout(binding, name, module.p)
+    if any(True for _ in module.parameters(recurse=False)):
+        raise NotStackableError(f"{name} is a trained {type(module).__name__}")
+    clone = copy.copy(module)
+    clone._modules = {
+        child: stack_head(sub, binding, f"{name}.{child}") if sub is not None else None
+        for child, sub in module._modules.items()
+    }
+    return clone
+
+
+def stack_model(model: nn.Module, binding: Binding, *, lora: bool, head: bool) -> list[Swap]:
+    """Put stacked layers in place of a PEFT model's adapter layers.
+
+    Args:
+        model: the PEFT model.
+        binding: what the new layers read.
+        lora: whether low-rank adapters act at all (else their base layers stand alone).
+        head: whether the head is trained (a frozen one stays as it is).
+
+    Returns:
+        The swaps made, for `unstack`.
+
+    Raises:
+        NotStackableError: leaving the model as it was.
+    """
+    swaps: list[Swap] = []
+    for name, module in list(model.named_modules()):
+        new: nn.Module | None = None
+        if isinstance(module, LoraLinear):
+            new = StackedLoRA(module, binding, name) if lora else module.get_base_layer()
+        elif isinstance(module, ModulesToSaveWrapper) and head:
+            new = stack_head(module.modules_to_save["default"], binding, name)
+        if new is not None:
+            parent, _, leaf = name.rpartition(".")
+            swaps.append(Swap(model.get_submodule(parent), leaf, module, new))
+    for swap in swaps:
+        setattr(swap.parent, swap.leaf, swap.stacked)
+    return swaps
+
+
+@dataclass(frozen=True)
+class Swap:
+    """A layer put in place of another."""
+
+    parent: nn.Module
+    leaf: str
+    original: nn.Module
+    stacked: nn.Module
+
+
+def unstack(swaps: list[Swap]) -> None:
+    """Put the original layers back."""
+    for swap in swaps:
+        setattr(swap.parent, swap.leaf, swap.original)
+
+
+def _project(rows: Tensor, a: Tensor) -> Tensor:
+    return F.linear(rows, a) if a.dim() == 2 else torch.bmm(rows, a.mT)

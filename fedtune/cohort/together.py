@@ -1,0 +1,216 @@
+"""The cohort backend: K clients in one forward and one backward pass.
+
+Σ_k loss_k is differentiated once; client k's loss touches row k of the (K, P) matrix alone, so
+each row gets exactly its own client's gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedtune.adapters.layout import Tensors
+from fedtune.cohort.backend import Setting
+from fedtune.cohort.optimizer import StackedOptimizer
+from fedtune.cohort.plan import ClientResult, ClientWork, Rows, out_of_patience, step_rates
+from fedtune.cohort.stacked import Binding, stack_model, unstack
+from fedtune.randomness import mix
+from fedtune.tasks.base import Batch, Inputs
+
+_NONE = np.empty(0, dtype=np.int64)
+
+
+class CohortBackend:
+    """Trains the clients of a cohort together.
+
+    While it is open, the model's adapter layers are stacked ones; `close` puts PEFT's back.
+
+    Raises:
+        NotStackableError: if a trained layer has no stacked form.
+    """
+
+    name = "cohort"
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.binding = Binding()
+        roles = {spec.role for spec in setting.layout.trained}
+        self.model = setting.adapted.model
+        self._swaps = stack_model(
+            self.model, self.binding, lora=bool(roles & {"A", "B"}), head="head" in roles
+        )
+        self.frozen = {
+            spec.name: setting.adapted.initial[spec.name].to(setting.device, setting.dtype)
+            for spec in setting.layout.frozen
+        }
+
+    def close(self) -> None:
+        """Give the model its own layers back."""
+        unstack(self._swaps)
+
+    def train(self, works: Sequence[ClientWork], server_round: int) -> list[ClientResult]:
+        """Train one cohort; results in the order of `works`."""
+        cohort = _Cohort(self, works, server_round)
+        for step in range(max(len(work.steps) for work in works)):
+            cohort.retire(step)
+            if not cohort.active:
+                break
+            cohort.step(step)
+        return cohort.results()
+
+    def logits(self, state: Tensors, inputs: Inputs) -> Tensor:
+        """The output of the model with the given trained tensors, without gradients."""
+        theta = self.setting.layout.flatten(state).to(self.setting.device, self.setting.master)
+        with torch.no_grad():
+            return self.forward(theta.unsqueeze(0), inputs)
+
+    def forward(self, theta: Tensor, inputs: Inputs, keys: Tensor | None = None) -> Tensor:
+        """The output for K·b examples, client by client, under the rows of theta, (K, P)."""
+        tensors = self.setting.layout.split(theta.to(self.setting.dtype))
+        self.binding.tensors = {**self.frozen, **tensors}
+        self.binding.clients, self.binding.dropout_keys = len(theta), keys
+        return self.setting.objective.logits(self.model, inputs)
+
+    def gradient(self, works: Sequence[ClientWork], step: int) -> Tensor:
+        """The gradient of each client's loss at a step from its start, (K, P)."""
+        cohort = _Cohort(self, works, 1)
+        cohort.backward(step)
+        assert cohort.theta.grad is not None
+        return cohort.theta.grad
+
+
+class _Cohort:
+    """The moving parts of one cohort's round; rows of `theta` are the active clients'."""
+
+    def __init__(
+        self, backend: CohortBackend, works: Sequence[ClientWork], server_round: int
+    ) -> None:
+        self.backend, self.setting, self.works = backend, backend.setting, works
+        device, master = self.setting.device, self.setting.master
+        flat: dict[int, Tensor] = {
+            id(work.state): self.setting.layout.flatten(work.state).to(device, master)
+            for work in {id(w.state): w for w in works}.values()
+        }
+        self.theta = torch.stack([flat[id(work.state)] for work in works]).requires_grad_()
+        self.final = torch.empty_like(self.theta, requires_grad=False)
+        self.optimizer = StackedOptimizer(self.setting.local, self.theta)
+        self.keys = torch.tensor([work.dropout_key for work in works], device=device)
+        self.active = list(range(len(works)))
+        self.losses: list[tuple[list[int], Tensor]] = []
+        self.stopped: set[int] = set()
+        self.epoch_losses: list[list[float]] = [[] for _ in works]
+        self.rates = [
+            step_rates(self.setting.local, len(w.steps), server_round, self.setting.rounds)
+            for w in works
+        ]
+
+    def retire(self, step: int) -> None:
+        """Set aside the clients that have no further step."""
+        going = [
+            i
+            for i, k in enumerate(self.active)
+            if step < len(self.works[k].steps) and k not in self.stopped
+        ]
+        if len(going) == len(self.active):
+            return
+        self._store()
+        rows = torch.tensor(going, dtype=torch.int64, device=self.setting.device)
+        self.theta = self.theta.detach().index_select(0, rows).requires_grad_()
+        self.optimizer.keep(rows)
+        self.keys = self.keys.index_select(0, rows)
+        self.active = [self.active[i] for i in going]
+
+    def step(self, step: int) -> None:
+        """One optimiser step of every active client."""
+        self.losses.append((list(self.active), self.backward(step)))
+        assert self.theta.grad is not None
+        rates = [self.rates[k][step] for k in self.active]
+        rate = torch.tensor(rates, dtype=self.theta.dtype, device=self.theta.device)
+        self.optimizer.step(self.theta, self.theta.grad, rate.unsqueeze(1))
+        self.theta.grad = None
+        if self.setting.local.early_stopping is not None:
+            self._watch(step)
+
+    def backward(self, step: int) -> Tensor:
+        """Accumulate the step's gradient in `theta.grad`; gives each client's loss, (K,)."""
+        batches = self._batches(step)
+        counted = [self._counts(batch, valid) for batch, valid in batches]
+        total = torch.stack(counted).sum(0)
+        loss = torch.zeros_like(total)
+        for micro, (batch, valid) in enumerate(batches):
+            keys = mix(self.keys + (step << 20) + micro)
+            logits = self.backend.forward(self.theta, batch.inputs, keys)
+            losses = self.setting.objective.losses(logits, batch.labels).view(valid.shape)
+            mean = torch.where(valid, losses, 0.0).sum(1) / total
+            mean.sum().backward()  # type: ignore[no-untyped-call]
+            loss += mean.detach()
+        return loss
+
+    def results(self) -> list[ClientResult]:
+        """What every client has at the end."""
+        self._store()
+        done = torch.zeros(len(self.works), dtype=torch.float64)
+        steps = [0] * len(self.works)
+        for active, loss in self.losses:
+            done[active] += loss.double().cpu()
+            for k in active:
+                steps[k] += 1
+        tensors = self.setting.layout.split(self.final)
+        return [
+            ClientResult(
+                work.client,
+                {name: stack[k] for name, stack in tensors.items()},
+                float(done[k]) / max(steps[k], 1),
+                steps[k],
+                work.examples,
+            )
+            for k, work in enumerate(self.works)
+        ]
+
+    def _store(self) -> None:
+        self.final[self.active] = self.theta.detach()
+
+    def _batches(self, step: int) -> list[tuple[Batch, Tensor]]:
+        steps = [self.works[k].steps[step] for k in self.active]
+        folded = []
+        for micro in range(max(len(batches) for batches in steps)):
+            rows, valid = fold([b[micro] if micro < len(b) else _NONE for b in steps])
+            batch = self.setting.data.gather(torch.from_numpy(rows.ravel()).to(self.setting.device))
+            folded.append((batch, torch.from_numpy(valid).to(self.setting.device)))
+        return folded
+
+    def _counts(self, batch: Batch, valid: Tensor) -> Tensor:
+        counts = self.setting.objective.counts(batch.labels).to(self.theta.dtype)
+        return torch.where(valid, counts.view(valid.shape), 0.0).sum(1)
+
+    def _watch(self, step: int) -> None:
+        rule = self.setting.local.early_stopping
+        assert rule is not None
+        for k in self.active:
+            ends = self.works[k].epoch_ends
+            if step + 1 not in ends:
+                continue
+            start = ends[ends.index(step + 1) - 1] if ends.index(step + 1) else 0
+            epoch = [float(v[a.index(k)]) for a, v in self.losses[start : step + 1]]
+            self.epoch_losses[k].append(sum(epoch) / len(epoch))
+            if out_of_patience(self.epoch_losses[k], rule):
+                self.stopped.add(k)
+
+
+def fold(batches: Sequence[Rows]) -> tuple[Rows, np.ndarray[tuple[int, int], np.dtype[np.bool_]]]:
+    """Pad batches to the longest: rows (K, b) and which of them are real, (K, b).
+
+    A padding row repeats an example of the same step, so it is always one that can be computed.
+    """
+    width = max(len(batch) for batch in batches)
+    spare = next(batch[0] for batch in batches if len(batch))
+    rows = np.full((len(batches), width), spare, dtype=np.int64)
+    valid = np.zeros((len(batches), width), dtype=np.bool_)
+    for k, batch in enumerate(batches):
+        rows[k, : len(batch)] = batch
+        rows[k, len(batch) :] = batch[0] if len(batch) else spare
+        valid[k, : len(batch)] = True
+    return rows, valid

@@ -1,0 +1,29 @@
+"""Errors that end a command with one clear line instead of a traceback."""
+
+from __future__ import annotations
+
+
+class FedtuneError(Exception):
+    """A failure that the user is told in one line."""
+
+
+class ScenarioError(FedtuneError):
+    """A scenario, argument or run directory that cannot be used (exit code 2).
+
+    Raised before anything is trained; the message names the key, what was given and what is
+    allowed.
+    """
+
+
+class RunError(FedtuneError):
+    """A run that failed while it ran (exit code 1); its directory stays readable and resumable."""
+
+
+class ClientFailure(RunError):
+    """A client that raised, with its id and the stage (`data`, `train` or `evaluate`)."""
+
+    def __init__(self, client: int, stage: str, cause: BaseException | str) -> None:
+        self.client = client
+        self.stage = stage
+        self.reason = cause if isinstance(cause, str) else f"{type(cause).__name__}: {cause}"
+        super().__init__(f"client {client} failed in {stage}: {self.reason}")

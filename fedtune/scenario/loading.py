@@ -1,0 +1,131 @@
+"""Finding, reading, overriding and writing scenario files."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from fedtune.errors import ScenarioError
+from fedtune.scenario.schema import Scenario
+
+Overrides = Mapping[str, Any] | Sequence[str]
+
+
+def scenario_names() -> dict[str, str]:
+    """The scenarios shipped in `simulations/`: name to the first comment line of the file."""
+    folder = resources.files("simulations")
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
+    return {f.name.removesuffix(".toml"): _title(f.read_text("utf-8")) for f in files}
+
+
+def load_scenario(source: str | Path, overrides: Overrides = ()) -> Scenario:
+    """Read a scenario and lay `--set` values over it.
+
+    Args:
+        source: a path, or the name of a file in `simulations/`.
+        overrides: `key=value` strings (a value is TOML, else plain text) or a mapping of dotted
+            keys to values.
+
+    Raises:
+        ScenarioError: naming the key, what was given and what is allowed.
+    """
+    raw = _read(source)
+    pairs = overrides.items() if isinstance(overrides, Mapping) else map(_parse, overrides)
+    for key, value in pairs:
+        _put(raw, key, value)
+    return validate(raw)
+
+
+def validate(raw: dict[str, Any]) -> Scenario:
+    """The scenario of a plain dictionary; raises `ScenarioError` with one line."""
+    try:
+        return Scenario.model_validate(raw)
+    except ValidationError as error:
+        raise ScenarioError(_one_line(error)) from None
+
+
+def dump_scenario(scenario: Scenario) -> str:
+    """The whole scenario as TOML, defaults included (unset keys left out)."""
+    return tomli_w.dumps(scenario.model_dump(mode="json", exclude_none=True))
+
+
+def _title(text: str) -> str:
+    first = text.split("\n", 1)[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def _read(source: str | Path) -> dict[str, Any]:
+    path = Path(source)
+    if path.suffix != ".toml" and not path.exists():
+        shipped = resources.files("simulations") / f"{source}.toml"
+        if not shipped.is_file():
+            raise ScenarioError(
+                f"scenario = {str(source)!r}: no such file, and not one of the shipped scenarios "
+                f"({', '.join(scenario_names())})"
+            )
+        text = shipped.read_text("utf-8")
+    else:
+        try:
+            text = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ScenarioError(f"scenario = {str(source)!r}: cannot be read ({error})") from None
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ScenarioError(f"scenario = {str(source)!r}: not valid TOML ({error})") from None
+
+
+def _parse(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ScenarioError(f"--set {text!r}: must be key=value, e.g. run.rounds=10")
+    try:
+        return key.strip(), tomllib.loads(f"v = {value}")["v"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def _put(raw: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    table = raw
+    for part in path:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ScenarioError(f"{key} = {value!r}: {part} is a value, not a table")
+    table[last] = value
+
+
+def _one_line(error: ValidationError) -> str:
+    details = error.errors(include_url=False)
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    return _line(details[0]) + more
+
+
+def _line(detail: ErrorDetails) -> str:
+    path = [str(part) for part in detail["loc"]]
+    if detail["type"] == "extra_forbidden":
+        return _unknown_key(path)
+    key = ".".join(part for part in path if part.isidentifier()) or "scenario"
+    given = "" if isinstance(detail["input"], dict | BaseModel) else f" = {detail['input']!r}"
+    reason = detail["msg"].removeprefix("Value error, ")
+    return f"{key}{given}: {reason[0].lower()}{reason[1:]}"
+
+
+def _unknown_key(path: list[str]) -> str:
+    model: type[BaseModel] = Scenario
+    for part in path[:-1]:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    allowed = list(model.model_fields)
+    close = difflib.get_close_matches(path[-1], allowed, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return f"{'.'.join(path)}: unknown key{hint}; allowed: {', '.join(allowed)}"

@@ -1,0 +1,230 @@
+"""The scenario: everything that decides a run's result, one section a model.
+
+Every key has a default except `task.kind`'s companions that only the user can know; unknown keys
+and wrong types are refused. `Scenario.model_json_schema()` is what `fedtune schema` prints.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """A table of the scenario file: strict types, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, validate_default=True)
+
+
+class OpenSection(Section):
+    """A table that carries further parameters of the part it names; that part checks them."""
+
+    model_config = ConfigDict(extra="allow", strict=True, validate_default=True)
+
+    def parameters(self) -> dict[str, Any]:
+        """The keys beyond the section's own."""
+        return dict(self.model_extra or {})
+
+
+class TaskSection(Section):
+    """What is learned, from which model and data."""
+
+    kind: Literal["image-classification"] = "image-classification"
+    base: str = Field("builtin:vit-letters", description="builtin:, a local folder or a hub name")
+    data: str = Field("builtin:digits", description="builtin:, a saved dataset or a hub name")
+    image: str = Field("image", description="column of the images")
+    label: str = Field("label", description="column of the labels")
+    head: Literal["shared", "frozen", "local"] = Field(
+        "shared",
+        description="shared: trained and averaged; frozen: the same random one for all; "
+        "local: kept by each client and evaluated on its own held-out part",
+    )
+
+
+class PartitionSection(OpenSection):
+    """How examples are dealt to clients; the other keys are those of the flwr-datasets class."""
+
+    kind: Literal["iid", "dirichlet", "pathological", "shard", "linear", "square", "natural"] = (
+        "iid"
+    )
+
+
+class Participation(Section):
+    """Who takes part in a round."""
+
+    kind: Literal["fraction", "bernoulli"] = Field(
+        "fraction",
+        description="fraction: that share of the clients; bernoulli: each by its own probability",
+    )
+    value: Probability | list[Probability] = Field(
+        1.0, description="the share, or one probability for all clients, or a list with one each"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Participation:
+        if self.kind == "fraction" and (isinstance(self.value, list) or self.value <= 0):
+            raise ValueError("a fraction is one number in (0, 1]")
+        return self
+
+
+class ClientsSection(Section):
+    """The federation's clients."""
+
+    count: Annotated[int, Field(ge=1)] = 20
+    partition: PartitionSection = PartitionSection()
+    participation: Participation = Participation()
+    examples: Annotated[int, Field(ge=1)] = Field(
+        32, description="examples a client of builtin:synthetic has"
+    )
+    holdout: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        0.2, description="share of a client's examples it evaluates a local head on"
+    )
+
+
+class AdapterSection(OpenSection):
+    """The adapter, by the fields of `peft.LoraConfig`; any further field of it may be given."""
+
+    kind: Literal["auto", "lora", "ffa", "none"] = Field(
+        "auto", description="auto: the strategy's own; none: only the head is trained"
+    )
+    rank: Annotated[int, Field(ge=1)] = 8
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    targets: str | list[str] = Field(
+        "auto", description="module names or a pattern, as LoraConfig.target_modules takes them"
+    )
+
+
+class EarlyStopping(Section):
+    """Stop when the watched loss has not fallen by `min_delta` for `patience` looks."""
+
+    patience: Annotated[int, Field(ge=1)] = 3
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+
+
+class LocalSection(Section):
+    """A client's training in one round."""
+
+    steps: Annotated[int, Field(ge=1)] | None = Field(None, description="optimiser steps")
+    epochs: Annotated[int, Field(ge=1)] | None = Field(None, description="passes over its data")
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    accumulation: Annotated[int, Field(ge=1)] = Field(
+        1, description="batches whose gradients make one optimiser step"
+    )
+    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    betas: Annotated[list[Probability], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="largest L2 norm of a client's gradient over all it trains"
+    )
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="of the learning rate, within a round"
+    )
+    warmup: Annotated[int, Field(ge=0)] = Field(0, description="warm-up steps of a round")
+    round_schedule: Literal["constant", "linear", "cosine", "exponential"] = Field(
+        "constant", description="of the learning rate, over the rounds"
+    )
+    round_decay: Share = Field(0.99, description="the factor a round of `exponential`")
+    early_stopping: EarlyStopping | None = Field(
+        None, description="a client watches its own training loss, epoch by epoch"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> LocalSection:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("give steps or epochs, not both")
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"momentum is for optimizer 'sgd', not '{self.optimizer}'")
+        if self.steps is None and self.epochs is None:
+            self.epochs = 1
+        return self
+
+
+class StrategySection(OpenSection):
+    """The server's method; the other keys are the parameters of the strategy's class."""
+
+    name: str = "fedavg"
+    rule: Literal["auto", "mean"] = "auto"
+    weights: Literal["uniform", "reported", "capped"] = Field(
+        "reported", description="reported: by a client's number of examples"
+    )
+    max_weight: Annotated[int, Field(ge=1)] = Field(
+        1000, description="the most examples that count under `capped`"
+    )
+
+
+class PrivacySection(Section):
+    """Differential privacy."""
+
+    mechanism: Literal["none"] = "none"
+
+
+class AttackSection(Section):
+    """Malicious clients."""
+
+    kind: Literal["none"] = "none"
+
+
+class FaultsSection(Section):
+    """What happens when a client fails."""
+
+    on_error: Literal["raise", "skip"] = "raise"
+
+
+class EngineSection(Section):
+    """How the work is done; of a result it decides rounding only."""
+
+    kind: Literal["cohort", "sequential"] = "cohort"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    cohort_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    threads: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="CPU threads of torch"
+    )
+    deterministic: bool = Field(False, description="bit-for-bit results on CUDA, slower")
+
+
+class RunSection(Section):
+    """Length, seed and bookkeeping."""
+
+    rounds: Annotated[int, Field(ge=1)] = 20
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    eval_every: Annotated[int, Field(ge=1)] = 1
+    checkpoint_every: Annotated[int, Field(ge=1)] = 1
+    early_stopping: EarlyStopping | None = Field(
+        None, description="end the run on the evaluation loss; a look is an evaluation"
+    )
+
+
+class Scenario(Section):
+    """One run of one method, in full."""
+
+    task: TaskSection = TaskSection()
+    clients: ClientsSection = ClientsSection()
+    adapter: AdapterSection = AdapterSection()
+    local: LocalSection = LocalSection()
+    strategy: StrategySection = StrategySection()
+    privacy: PrivacySection = PrivacySection()
+    attack: AttackSection = AttackSection()
+    faults: FaultsSection = FaultsSection()
+    engine: EngineSection = EngineSection()
+    run: RunSection = RunSection()
+
+    @model_validator(mode="after")
+    def _check(self) -> Scenario:
+        value = self.clients.participation.value
+        if isinstance(value, list) and len(value) != self.clients.count:
+            raise ValueError(
+                f"clients.participation.value has {len(value)} probabilities for "
+                f"clients.count = {self.clients.count}"
+            )
+        if self.task.head == "frozen" and self.adapter.kind == "none":
+            raise ValueError('adapter.kind = "none" with task.head = "frozen" trains nothing')
+        return self

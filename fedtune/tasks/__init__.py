@@ -1,0 +1,1 @@
+"""Tasks: base model, data, partition, losses and metrics."""

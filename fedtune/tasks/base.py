@@ -1,0 +1,130 @@
+"""What local training needs of a task: data by row, a forward pass, losses and scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Inputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples as the model takes them.
+
+    Attributes:
+        inputs: keyword arguments of the model's forward, each (n, ...).
+        labels: (n,) classes or (n, positions) tokens.
+    """
+
+    inputs: Inputs
+    labels: Tensor
+
+
+class Data(Protocol):
+    """Examples of one split, addressed by row."""
+
+    labels: NDArray[np.int64] | None
+    """Every row's class, where they are known without making the examples."""
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        ...
+
+    def gather(self, rows: Tensor) -> Batch:
+        """The examples of the rows, an int64 tensor (n,), on its device."""
+        ...
+
+
+class Objective(Protocol):
+    """Forward pass, losses and scores of a kind of task."""
+
+    def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
+        """The model's output for a batch."""
+        ...
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Each example's loss, summed over its counted units, (n,), at least float32."""
+        ...
+
+    def counts(self, labels: Tensor) -> Tensor:
+        """Each example's counted units: 1, or its unmasked tokens, (n,)."""
+        ...
+
+    def scores(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Each example's metrics summed over its counted units, (n,) each."""
+        ...
+
+
+class Classification:
+    """Cross-entropy over classes; the metric is accuracy."""
+
+    def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
+        """Class scores, (n, classes)."""
+        out: Tensor = model(**inputs).logits
+        return out
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Each example's cross-entropy, (n,)."""
+        return F.cross_entropy(_at_least_float32(logits), labels, reduction="none")
+
+    def counts(self, labels: Tensor) -> Tensor:
+        """One an example."""
+        return torch.ones(len(labels), device=labels.device)
+
+    def scores(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Whether each example is right, (n,)."""
+        return {"accuracy": (logits.argmax(-1) == labels).double()}
+
+
+@dataclass
+class Table:
+    """A split held in memory.
+
+    Attributes:
+        inputs: the model's inputs, each (rows, ...).
+        targets: (rows,) or (rows, positions).
+        lengths: used positions of each row, where inputs are padded sequences; a batch is cut to
+            its longest.
+    """
+
+    inputs: Inputs
+    targets: Tensor
+    lengths: Tensor | None = None
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """Every row's class."""
+        return self.targets.cpu().numpy() if self.targets.dim() == 1 else None
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Table:
+        """On a device, floating inputs in the compute precision."""
+        inputs = {
+            name: t.to(device=device, dtype=dtype if t.is_floating_point() else t.dtype)
+            for name, t in self.inputs.items()
+        }
+        lengths = None if self.lengths is None else self.lengths.to(device)
+        return Table(inputs, self.targets.to(device), lengths)
+
+    def gather(self, rows: Tensor) -> Batch:
+        """The examples of the rows."""
+        inputs = {name: t.index_select(0, rows) for name, t in self.inputs.items()}
+        targets = self.targets.index_select(0, rows)
+        if self.lengths is not None:
+            longest = int(self.lengths.index_select(0, rows).max())
+            inputs = {name: t[:, :longest] for name, t in inputs.items()}
+            targets = targets[:, :longest] if targets.dim() > 1 else targets
+        return Batch(inputs, targets)
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()

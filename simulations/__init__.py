@@ -1,0 +1,1 @@
+"""Scenario files, one per question worth asking; `fedtune list scenarios` names them."""

@@ -1,0 +1,149 @@
+"""Tiny models, data and work for the tests of the engine."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from fedtune.adapters.wrap import Adapted, BaseModel, wrap
+from fedtune.cohort.backend import Setting
+from fedtune.cohort.plan import ClientWork, plan_work
+from fedtune.scenario.schema import AdapterSection, LocalSection
+from fedtune.tasks.base import Classification, Table
+
+VOCABULARY = 40
+CLASSES = 3
+LENGTH = 9
+
+
+def vit() -> PreTrainedModel:
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
+        image_size=8, patch_size=4, num_channels=1, num_labels=CLASSES,
+    )  # fmt: skip
+    return ViTForImageClassification(config)
+
+
+def bert() -> PreTrainedModel:
+    config = BertConfig(
+        vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=24, max_position_embeddings=16, num_labels=CLASSES,
+    )  # fmt: skip
+    return BertForSequenceClassification(config)
+
+
+def roberta() -> PreTrainedModel:
+    config = RobertaConfig(
+        vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=24, max_position_embeddings=16, num_labels=CLASSES, pad_token_id=0,
+        classifier_dropout=0.2,
+    )  # fmt: skip
+    return RobertaForSequenceClassification(config)
+
+
+def gpt2() -> PreTrainedModel:
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=16,
+        num_labels=CLASSES, pad_token_id=0,
+    )  # fmt: skip
+    return GPT2ForSequenceClassification(config)
+
+
+HEADS = {vit: "classifier", bert: "classifier", roberta: "classifier", gpt2: "score"}
+
+
+def adapted(
+    model=vit, kind="lora", head="shared", dtype=torch.float64, seed=3, device="cpu", **adapter
+) -> Adapted:
+    """A random base model with an adapter; equal arguments give equal weights."""
+    torch.manual_seed(seed)
+    base = model()
+    names = frozenset(n for n, _ in base.named_parameters() if n.startswith(HEADS[model]))
+    section = AdapterSection(**{"rank": 3, "alpha": 6.0, **adapter})
+    return wrap(
+        BaseModel(base, [HEADS[model]], names, "nowhere"),
+        section, kind, head, seed, torch.device(device), dtype,
+    )  # fmt: skip
+
+
+def table(model=vit, rows=60, dtype=torch.float64, seed=5) -> Table:
+    """Random examples; token sequences have lengths of their own and are padded with 0."""
+    torch.manual_seed(seed)
+    labels = torch.randint(CLASSES, (rows,))
+    if model is vit:
+        return Table({"pixel_values": torch.randn(rows, 1, 8, 8, dtype=dtype)}, labels)
+    lengths = torch.randint(2, LENGTH + 1, (rows,))
+    mask = (torch.arange(LENGTH) < lengths[:, None]).long()
+    tokens = torch.randint(1, VOCABULARY, (rows, LENGTH)) * mask
+    return Table({"input_ids": tokens, "attention_mask": mask}, labels, lengths)
+
+
+def setting(model=vit, local=None, dtype=torch.float64, data=None, device="cpu", **kwargs) -> Setting:
+    made = adapted(model, dtype=dtype, device=device, **kwargs)
+    where = torch.device(device)
+    examples = (data or table(model, dtype=dtype)).to(where, dtype)
+    return Setting(
+        made, Classification(), examples, local or LocalSection(lr=0.05), 3, where, dtype
+    )
+
+
+SIZES = (7, 12, 3, 9)
+
+
+def stirred(setting: Setting, seed=11) -> dict[str, torch.Tensor]:
+    """Trained tensors away from B = 0, so that every gradient is different from zero."""
+    torch.manual_seed(seed)
+    return {
+        s.name: setting.adapted.initial[s.name].to(setting.device, setting.master)
+        + 0.1 * torch.randn(s.shape, dtype=torch.float64).to(setting.device, setting.master)
+        for s in setting.layout.trained
+    }
+
+
+def works(setting: Setting, state=None, sizes=SIZES, server_round=1, seed=0) -> list[ClientWork]:
+    """Clients of unequal size, all from one state (or one each)."""
+    starts = np.cumsum([0, *sizes])
+    made = []
+    for client, size in enumerate(sizes):
+        own = state[client] if isinstance(state, list) else state or stirred(setting)
+        rows = np.arange(starts[client], starts[client] + size)
+        made.append(plan_work(client, server_round, rows, own, setting.local, seed))
+    return made
+
+
+def change(setting: Setting, results, works) -> dict[int, torch.Tensor]:
+    """Each client's change as one vector: s·(BA − B₀A₀) of every layer, and the head's change."""
+    changes = {}
+    frozen = {n: t.to(setting.device, setting.master) for n, t in setting.adapted.initial.items()}
+    for result, work in zip(results, works, strict=True):
+        after, before = {**frozen, **result.tensors}, {**frozen, **work.state}
+        changes[result.client] = products(setting, after) - products(setting, before)
+    return changes
+
+
+def products(setting: Setting, tensors) -> torch.Tensor:
+    """What is added to the base, as one float64 vector."""
+    parts = []
+    for spec in setting.layout.specs:
+        value = tensors[spec.name].double()
+        if spec.role == "B":
+            value = value @ tensors[spec.name.replace("lora_B", "lora_A")].double()
+        if spec.role != "A":
+            parts.append(value.reshape(-1))
+    return torch.cat(parts)
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """‖a − b‖ / ‖b‖."""
+    return float((a - b).norm() / b.norm())
