@@ -47,7 +47,7 @@ def lora_config(section: AdapterSection, model: nn.Module, saved: list[str]) -> 
         _check_key(key)
     saved = [*saved, *(extra.pop("modules_to_save", None) or [])]
     targets = _targets(section.targets, model)
-    config = LoraConfig(
+    return LoraConfig(
         r=section.rank,
         lora_alpha=section.alpha,
         lora_dropout=section.dropout,
@@ -56,7 +56,6 @@ def lora_config(section: AdapterSection, model: nn.Module, saved: list[str]) -> 
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),
         **extra,
     )
-    return config
 
 
 def _check_key(key: str) -> None:

@@ -98,8 +98,7 @@ class Layout:
         parts = flat.split([s.size for s in self.trained], dim=-1)
         lead = flat.shape[:-1]
         return {
-            s.name: part.view(*lead, *s.shape)
-            for s, part in zip(self.trained, parts, strict=True)
+            s.name: part.view(*lead, *s.shape) for s, part in zip(self.trained, parts, strict=True)
         }
 
 
@@ -150,14 +149,17 @@ def initial_tensors(
 
 def _initial(spec: TensorSpec, seed: int, head: Mapping[str, Tensor], head_std: float) -> Tensor:
     if spec.name in head:
-        return head[spec.name].detach().float().cpu().clone()
+        kept: Tensor = head[spec.name].detach().float().cpu().clone()
+        return kept
     if spec.role == "B" or len(spec.shape) < 2:
         return torch.zeros(spec.shape)
-    bound = spec.shape[1] ** -0.5 if spec.role == "A" else head_std * 3.0**0.5
+    bound: float = spec.shape[1] ** -0.5 if spec.role == "A" else head_std * 3.0**0.5
     return (2.0 * uniform(key_of("init", seed, spec.name), spec.shape) - 1.0) * bound
 
 
-def load_tensors(model: nn.Module, specs: Iterable[TensorSpec], tensors: Mapping[str, Tensor]) -> None:
+def load_tensors(
+    model: nn.Module, specs: Iterable[TensorSpec], tensors: Mapping[str, Tensor]
+) -> None:
     """Copy tensors into a PEFT model's live parameters."""
     with torch.no_grad():
         for spec in specs:

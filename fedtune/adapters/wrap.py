@@ -24,7 +24,7 @@ from fedtune.scenario.schema import AdapterSection
 
 
 @dataclass(frozen=True)
-class BaseModel:
+class PretrainedBase:
     """A base model as a task loads it.
 
     Attributes:
@@ -58,7 +58,7 @@ class Adapted:
 
 
 def wrap(
-    base: BaseModel,
+    base: PretrainedBase,
     section: AdapterSection,
     kind: str,
     head: HeadPolicy,

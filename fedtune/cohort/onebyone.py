@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from fedtune.adapters.layout import Tensors, load_tensors
 from fedtune.cohort.backend import Setting
-from fedtune.cohort.plan import ClientResult, ClientWork, Rows, out_of_patience, step_rates
+from fedtune.cohort.plan import ClientResult, ClientWork, out_of_patience, step_rates
 from fedtune.cohort.stacked import Binding, CohortDropout
 from fedtune.randomness import mix
 from fedtune.scenario.schema import LocalSection
-from fedtune.tasks.base import Inputs
+from fedtune.tasks.base import Inputs, Rows
 
 
 class SequentialBackend:

@@ -7,17 +7,15 @@ deployed client follow the same plan.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedtune.adapters.layout import Tensors
 from fedtune.randomness import generator, key_of
 from fedtune.scenario.schema import EarlyStopping, LocalSection
-
-Rows = NDArray[np.int64]
+from fedtune.tasks.base import Rows
 
 
 @dataclass(frozen=True)
@@ -113,12 +111,11 @@ def step_rates(local: LocalSection, steps: int, server_round: int, rounds: int) 
     Linear and cosine decay go from 1 towards 0 over `steps` (or `rounds`), so that the first
     round and the first step after warm-up have the full rate.
     """
-    base = local.lr * _decay(
-        local.round_schedule, server_round - 1, rounds, local.round_decay
-    )
+    base = local.lr * _decay(local.round_schedule, server_round - 1, rounds, local.round_decay)
     after = max(steps - local.warmup, 1)
     return [
-        base * min(1.0, (s + 1) / local.warmup if local.warmup else 1.0)
+        base
+        * min(1.0, (s + 1) / local.warmup if local.warmup else 1.0)
         * _decay(local.schedule, max(s - local.warmup, 0), after, 1.0)
         for s in range(steps)
     ]
@@ -141,9 +138,3 @@ def out_of_patience(losses: Sequence[float], rule: EarlyStopping) -> bool:
         else:
             waited += 1
     return waited >= rule.patience
-
-
-def micro_batches(work: ClientWork) -> Iterator[Rows]:
-    """All batches of a client's round in order."""
-    for step in work.steps:
-        yield from step

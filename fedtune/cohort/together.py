@@ -15,10 +15,10 @@ from torch import Tensor
 from fedtune.adapters.layout import Tensors
 from fedtune.cohort.backend import Setting
 from fedtune.cohort.optimizer import StackedOptimizer
-from fedtune.cohort.plan import ClientResult, ClientWork, Rows, out_of_patience, step_rates
+from fedtune.cohort.plan import ClientResult, ClientWork, out_of_patience, step_rates
 from fedtune.cohort.stacked import Binding, stack_model, unstack
 from fedtune.randomness import mix
-from fedtune.tasks.base import Batch, Inputs
+from fedtune.tasks.base import Batch, Inputs, Rows
 
 _NONE = np.empty(0, dtype=np.int64)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Inputs = dict[str, Tensor]
+Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,10 @@ class Batch:
 class Data(Protocol):
     """Examples of one split, addressed by row."""
 
-    labels: NDArray[np.int64] | None
-    """Every row's class, where they are known without making the examples."""
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """Every row's class, where they are known without making the examples."""
+        ...
 
     def __len__(self) -> int:
         """Number of rows."""

@@ -16,7 +16,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from fedtune.adapters.wrap import Adapted, BaseModel, wrap
+from fedtune.adapters.wrap import Adapted, PretrainedBase, wrap
 from fedtune.cohort.backend import Setting
 from fedtune.cohort.plan import ClientWork, plan_work
 from fedtune.scenario.schema import AdapterSection, LocalSection
@@ -72,7 +72,7 @@ def adapted(
     names = frozenset(n for n, _ in base.named_parameters() if n.startswith(HEADS[model]))
     section = AdapterSection(**{"rank": 3, "alpha": 6.0, **adapter})
     return wrap(
-        BaseModel(base, [HEADS[model]], names, "nowhere"),
+        PretrainedBase(base, [HEADS[model]], names, "nowhere"),
         section, kind, head, seed, torch.device(device), dtype,
     )  # fmt: skip
 
@@ -89,7 +89,9 @@ def table(model=vit, rows=60, dtype=torch.float64, seed=5) -> Table:
     return Table({"input_ids": tokens, "attention_mask": mask}, labels, lengths)
 
 
-def setting(model=vit, local=None, dtype=torch.float64, data=None, device="cpu", **kwargs) -> Setting:
+def setting(
+    model=vit, local=None, dtype=torch.float64, data=None, device="cpu", **kwargs
+) -> Setting:
     made = adapted(model, dtype=dtype, device=device, **kwargs)
     where = torch.device(device)
     examples = (data or table(model, dtype=dtype)).to(where, dtype)

@@ -65,7 +65,9 @@ def test_three_rounds_of_ragged_clients_agree_in_float64(name, kind, head):
 @pytest.mark.parametrize("model", [kit.bert, kit.roberta, kit.gpt2])
 @pytest.mark.parametrize("kind", ["lora", "ffa"])
 def test_token_models_with_sequences_of_unequal_length_agree(model, kind):
-    local = LocalSection(steps=5, batch_size=4, accumulation=2, schedule="cosine", warmup=1, lr=0.01)
+    local = LocalSection(
+        steps=5, batch_size=4, accumulation=2, schedule="cosine", warmup=1, lr=0.01
+    )
     results = {}
     for make in (CohortBackend, SequentialBackend):
         setting = kit.setting(model, local, kind=kind, dropout=0.1)

@@ -1,0 +1,35 @@
+"""fedtune: federated fine-tuning of low-rank adapters."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["RunDirectory", "Scenario", "load_scenario", "resume", "run"]
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+if TYPE_CHECKING:
+    from fedtune.runs.api import resume, run
+    from fedtune.runs.directory import RunDirectory
+    from fedtune.scenario import Scenario, load_scenario
+
+_HOMES = {
+    "RunDirectory": "fedtune.runs.directory",
+    "Scenario": "fedtune.scenario",
+    "load_scenario": "fedtune.scenario",
+    "resume": "fedtune.runs.api",
+    "run": "fedtune.runs.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch and the rest only when a name that needs them is used."""
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,5 @@
+"""`python -m fedtune` is `fedtune`."""
+
+from fedtune.cli.app import main
+
+main()

@@ -1,0 +1,165 @@
+"""`fedtune`: its commands, exit codes and output.
+
+Results go to standard output, progress and messages to standard error. Exit code 0 on success, 2
+on a bad scenario or argument with one line, 1 on a failed run, 130 on Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedtune.errors import FedtuneError, ScenarioError
+from fedtune.scenario import Scenario
+
+app = typer.Typer(
+    name="fedtune",
+    help="Federated fine-tuning of low-rank adapters.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. run.rounds=5."),
+]
+
+
+@app.command()
+def run(
+    scenario: Annotated[
+        str | None, typer.Argument(help="A TOML file, or a name of `fedtune list scenarios`.")
+    ] = None,
+    set_: SetOption = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory to make.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Go on with the run in this directory.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a scenario, or go on with a run."""
+    if (scenario is None) == (resume is None):
+        raise ScenarioError("give a SCENARIO or --resume DIR, one of the two")
+    if resume is not None and out is not None:
+        raise ScenarioError("--out: a resumed run stays in its own directory; leave it out")
+    if scenario is not None:
+        from fedtune.scenario import load_scenario
+
+        load_scenario(scenario, set_ or [])
+    from fedtune.cli.progress import ConsoleObserver
+    from fedtune.runs import api
+
+    observer = ConsoleObserver(quiet=as_json)
+    try:
+        if resume is not None:
+            directory = api.resume(resume, set_ or [], observer)
+        else:
+            assert scenario is not None
+            directory = api.run(scenario, set_ or [], out, observer)
+    finally:
+        observer.close()
+    if as_json:
+        _print_json({"directory": str(directory.path), **directory.summary})
+    else:
+        observer.closing(directory)
+
+
+@app.command()
+def export(
+    directory: Annotated[Path, typer.Argument(help="A run directory.")],
+    out: Annotated[Path | None, typer.Option(help="Where to; by default DIR/export.")] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="adapter, merged (a Transformers folder), or both.")
+    ] = "both",
+    as_json: Json = False,
+) -> None:
+    """Write a run's result as a PEFT adapter and as merged weights."""
+    from fedtune.runs.directory import RunDirectory
+    from fedtune.runs.export import export as write
+
+    written = write(RunDirectory.open(directory), out or directory / "export", form)
+    if as_json:
+        _print_json({folder.name: str(folder) for folder in written})
+    else:
+        typer.echo("\n".join(str(folder) for folder in written))
+
+
+@app.command("list")
+def list_(
+    what: Annotated[
+        str, typer.Argument(help="strategies, adapters, rules, attacks, tasks or scenarios.")
+    ] = "scenarios",
+    as_json: Json = False,
+) -> None:
+    """List what a scenario can name."""
+    from fedtune.cli.listing import LISTS
+
+    if what not in LISTS:
+        raise ScenarioError(f"list {what!r}: allowed: {', '.join(LISTS)}")
+    found = LISTS[what]()
+    if as_json:
+        _print_json(found)
+        return
+    width = max(map(len, found), default=0)
+    typer.echo("\n".join(f"{name:<{width}}  {text}".rstrip() for name, text in found.items()))
+
+
+@app.command()
+def schema() -> None:
+    """Print the scenario's JSON Schema, for editors and tools."""
+    _print_json(Scenario.model_json_schema())
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Show versions, devices, and what is missing for what."""
+    from fedtune.cli.doctor import examine
+
+    found = examine()
+    if as_json:
+        _print_json(found)
+        return
+    for title, members in found.items():
+        typer.echo(title)
+        for name, text in members.items():
+            typer.echo(f"  {name:<16} {text}")
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from fedtune import __version__
+
+        typer.echo(f"fedtune {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        app()
+    except ScenarioError as error:
+        _fail(str(error), 2)
+    except FedtuneError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted; finished rounds are kept, go on with fedtune run --resume DIR", 130)
+
+
+def _fail(text: str, code: int) -> None:
+    line = " ".join(text.split())
+    typer.echo(f"fedtune: {line}", err=True)
+    sys.exit(code)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))

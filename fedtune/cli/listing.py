@@ -1,0 +1,50 @@
+"""What `fedtune list` shows: names and one line each, without importing torch where it can."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, get_args
+
+from fedtune.scenario import scenario_names
+from fedtune.scenario.schema import AdapterSection, AttackSection, TaskSection
+
+ADAPTERS = {
+    "auto": "the strategy's own kind",
+    "lora": "A and B are trained (Hu et al., 2022)",
+    "ffa": "A is frozen and shared, B is trained (FFA-LoRA; Sun et al., 2024)",
+    "none": "no adapter: only the head is trained, for comparison",
+}
+TASKS = {"image-classification": "any Transformers model with an image-classification head"}
+ATTACKS = {"none": "all clients are honest"}
+
+
+def strategies() -> dict[str, str]:
+    """Strategy names with the first line of their class's docstring."""
+    from fedtune.runs.strategies import find_strategy, strategy_names
+
+    return {name: _first_line(find_strategy(name)) for name in strategy_names()}
+
+
+def rules() -> dict[str, str]:
+    """Rule names with the first line of their docstring."""
+    from fedtune.rules import RULES
+
+    return {name: _first_line(rule) for name, rule in RULES.items()}
+
+
+LISTS: dict[str, Callable[[], dict[str, str]]] = {
+    "strategies": strategies,
+    "adapters": lambda: _allowed(AdapterSection, ADAPTERS),
+    "rules": rules,
+    "attacks": lambda: _allowed(AttackSection, ATTACKS),
+    "tasks": lambda: _allowed(TaskSection, TASKS),
+    "scenarios": scenario_names,
+}
+
+
+def _allowed(section: Any, texts: dict[str, str]) -> dict[str, str]:
+    return {kind: texts[kind] for kind in get_args(section.model_fields["kind"].annotation)}
+
+
+def _first_line(thing: Any) -> str:
+    return (thing.__doc__ or "").strip().split("\n", 1)[0]

@@ -1,0 +1,110 @@
+"""A run on the terminal: a bar with round, metric, clients/s and ETA; plain lines elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from fedtune.runs.build import Federation
+from fedtune.runs.directory import RunDirectory
+
+PLAIN_LINES = 10
+
+
+class ConsoleObserver:
+    """Shows a run on standard error, the closing lines on standard output.
+
+    Args:
+        quiet: show nothing while it runs.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.progress: Progress | None = None
+        self.total = 0
+        self.updates = 0
+        self.seconds = 0.0
+        self.metric = ""
+
+    def started(self, federation: Federation, first_round: int, initial: dict[str, float]) -> None:
+        """Say what begins, and show the bar on a terminal."""
+        if self.quiet:
+            return
+        self.total = federation.scenario.run.rounds
+        clients = federation.task.clients
+        resolved = federation.engine.resolved
+        self.console.print(
+            f"{federation.strategy.name}, adapter {federation.scenario.adapter.kind}: "
+            f"{len(clients.eligible)} clients, {federation.adapted.layout.width:,} trained "
+            f"parameters, {resolved.backend} engine on {resolved.device}"
+        )
+        for note in federation.notes:
+            self.console.print(note)
+        self.metric = _metric(initial)
+        if self.console.is_terminal:
+            self.progress = Progress(
+                TextColumn("round"), MofNCompleteColumn(), BarColumn(bar_width=24),
+                TextColumn("{task.fields[metric]}"), TextColumn("{task.fields[speed]}"),
+                TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(),
+                console=self.console,
+            )  # fmt: skip
+            self.progress.start()
+            self.progress.add_task(
+                "", total=self.total, completed=first_round - 1, metric=self.metric, speed=""
+            )
+
+    def finished_round(self, line: dict[str, Any]) -> None:
+        """Move the bar, or print now and then a line."""
+        if self.quiet:
+            return
+        self.updates += line["clients"]
+        self.seconds += line["seconds_train"]
+        self.metric = _metric(line["eval"]) if line["eval"] else self.metric
+        speed = f"{self.updates / self.seconds:.1f} clients/s" if self.seconds else ""
+        for problem in line["problems"]:
+            self.console.print(
+                f"round {line['round']}: client {problem['client']} {problem['kind']}: "
+                f"{problem['reason']}"
+            )
+        if self.progress is not None:
+            self.progress.update(
+                self.progress.task_ids[0], completed=line["round"], metric=self.metric, speed=speed
+            )
+        elif line["round"] % max(1, self.total // PLAIN_LINES) == 0:
+            self.console.print(f"round {line['round']}/{self.total}: {self.metric}, {speed}")
+
+    def close(self) -> None:
+        """Take the bar down."""
+        if self.progress is not None:
+            self.progress.stop()
+
+    def closing(self, directory: RunDirectory) -> None:
+        """What was reached, and where it is."""
+        summary = directory.summary
+        out = Console(highlight=False, soft_wrap=True)
+        out.print(
+            f"{_metric(summary['initial'])} before, {_metric(summary['final'])} after "
+            f"{summary['rounds']} rounds (best {_metric(summary['best'])}), "
+            f"{summary['bytes_up'] / 2**20:.2f} MiB up and {summary['bytes_down'] / 2**20:.2f} MiB "
+            f"down, {summary['client_updates_per_second']:.1f} clients/s"
+        )
+        out.print(f"learning curve: {directory.path / 'curve.png'}")
+        out.print(f"adapter:        {directory.adapter}")
+
+
+def _metric(found: dict[str, float]) -> str:
+    if "accuracy" in found:
+        return f"accuracy {found['accuracy']:.1%}"
+    if "perplexity" in found:
+        return f"perplexity {found['perplexity']:.2f}"
+    return f"loss {found['loss']:.4f}" if "loss" in found else "no evaluation"

@@ -1,0 +1,162 @@
+"""The engine: deals a round's clients into cohorts, and answers for failures and memory."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from fedtune.adapters.layout import Tensors
+from fedtune.cohort.backend import Backend, Setting
+from fedtune.cohort.plan import ClientResult, ClientWork
+from fedtune.cohort.sizing import fitting_size, release
+from fedtune.cohort.together import CohortBackend
+from fedtune.errors import ClientFailure
+from fedtune.tasks.base import Data, Rows
+
+EVALUATION_ROWS = 256
+
+
+@dataclass
+class Resolved:
+    """What the engine settled at run time; stored with the run and used again on resume.
+
+    Attributes:
+        backend: `cohort` or `sequential`.
+        device: torch's name of the device.
+        threads: CPU threads of torch.
+        sizes: (first round, cohort size) pairs, one more for each halving after out-of-memory.
+    """
+
+    backend: str
+    device: str
+    threads: int
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+
+    def size(self, server_round: int) -> int:
+        """The cohort size in force in a round."""
+        return [size for first, size in self.sizes if first <= server_round][-1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Resolved:
+        """The inverse of `to_dict`."""
+        sizes = [(int(first), int(size)) for first, size in values.pop("sizes")]
+        return cls(**values, sizes=sizes)
+
+
+class Engine:
+    """Trains and evaluates clients on a backend.
+
+    Args:
+        backend: `cohort` or `sequential`.
+        setting: what the backend was made from.
+        resolved: settled before or to be settled now.
+        cohort_size: the scenario's.
+        on_resolve: told of each change of `resolved` before it is used.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        setting: Setting,
+        resolved: Resolved,
+        cohort_size: int | str = "auto",
+        on_resolve: Callable[[Resolved], None] = lambda resolved: None,
+    ) -> None:
+        self.backend, self.setting, self.resolved = backend, setting, resolved
+        self.cohort_size, self.on_resolve = cohort_size, on_resolve
+
+    def train(
+        self, works: Sequence[ClientWork], server_round: int
+    ) -> dict[int, ClientResult | ClientFailure]:
+        """Train a round's clients; gives each one's result or failure by its id.
+
+        Out of memory, the cohort size is halved and the round trained again from its start, so
+        that the layout stays a function of (round, clients, size).
+        """
+        if not works:
+            return {}
+        if not self.resolved.sizes:
+            self._resolve(server_round, self._first_size(works))
+        while True:
+            try:
+                return self._train(works, server_round)
+            except torch.OutOfMemoryError:
+                size = self.resolved.size(server_round)
+                if size == 1:
+                    raise
+                release(self.setting.device)
+                self._resolve(server_round, max(1, size // 2))
+
+    def evaluate(self, state: Tensors, data: Data, rows: Rows) -> dict[str, float]:
+        """Mean loss and metrics of the model with the given trained tensors over rows of data."""
+        objective = self.setting.objective
+        sums: dict[str, float] = {}
+        units = 0.0
+        for start in range(0, len(rows), EVALUATION_ROWS):
+            index = torch.from_numpy(rows[start : start + EVALUATION_ROWS])
+            batch = data.gather(index.to(self.setting.device))
+            logits = self.backend.logits(state, batch.inputs)
+            found = {
+                "loss": objective.losses(logits, batch.labels),
+                **objective.scores(logits, batch.labels),
+            }
+            units += float(objective.counts(batch.labels).sum())
+            for name, values in found.items():
+                sums[name] = sums.get(name, 0.0) + float(values.double().sum())
+        return {name: total / units for name, total in sums.items()}
+
+    def _train(
+        self, works: Sequence[ClientWork], server_round: int
+    ) -> dict[int, ClientResult | ClientFailure]:
+        done: dict[int, ClientResult | ClientFailure] = {}
+        for cohort in cohorts(works, self.resolved.size(server_round)):
+            done.update(self._train_cohort(cohort, server_round))
+        return done
+
+    def _train_cohort(
+        self, cohort: list[ClientWork], server_round: int
+    ) -> dict[int, ClientResult | ClientFailure]:
+        try:
+            return {r.client: r for r in self.backend.train(cohort, server_round)}
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if len(cohort) == 1:
+                return {cohort[0].client: ClientFailure(cohort[0].client, "train", error)}
+        apart: dict[int, ClientResult | ClientFailure] = {}
+        for work in cohort:
+            apart.update(self._train_cohort([work], server_round))
+        return apart
+
+    def _first_size(self, works: Sequence[ClientWork]) -> int:
+        if isinstance(self.cohort_size, int):
+            return self.cohort_size
+        if not isinstance(self.backend, CohortBackend):
+            return 1
+        return fitting_size(self.backend, max(works, key=lambda work: work.batch_rows))
+
+    def _resolve(self, server_round: int, size: int) -> None:
+        first = server_round if self.resolved.sizes else 1
+        self.resolved.sizes.append((first, size))
+        self.on_resolve(self.resolved)
+
+
+def cohorts(works: Sequence[ClientWork], size: int) -> list[list[ClientWork]]:
+    """Deal clients into cohorts of like work: a pure function of the work and the size.
+
+    Longest and widest first, then by id; the number of cohorts is the least possible and their
+    sizes differ by at most one.
+    """
+    ordered = sorted(works, key=lambda w: (-len(w.steps), -w.batch_rows, w.client))
+    count = -(-len(ordered) // size)
+    share, extra = divmod(len(ordered), count)
+    starts = [i * share + min(i, extra) for i in range(count + 1)]
+    return [ordered[a:b] for a, b in itertools.pairwise(starts)]

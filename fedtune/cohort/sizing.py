@@ -1,0 +1,59 @@
+"""How many clients fit into a cohort: measured on one client's first step."""
+
+from __future__ import annotations
+
+import gc
+
+import psutil
+import torch
+from torch import Tensor
+
+from fedtune.cohort.plan import ClientWork
+from fedtune.cohort.together import CohortBackend
+
+MEMORY_SHARE = 0.5
+MATRICES = 6
+CACHE_BYTES = 32 << 20
+
+
+def fitting_size(backend: CohortBackend, work: ClientWork) -> int:
+    """The largest cohort whose training fits into half of the device's memory.
+
+    On a CPU a cohort that overflows the last-level cache trains slower than two smaller ones, so
+    there the activations of a step are also kept near `CACHE_BYTES`. Both bounds are pure
+    functions of the machine, the model and the work: the same run measures the same size again.
+    """
+    need = client_bytes(backend, work)
+    device = backend.setting.device
+    if device.type == "cuda":
+        room = torch.cuda.get_device_properties(device).total_memory * MEMORY_SHARE
+        return max(1, int(room // need))
+    room = psutil.virtual_memory().total * MEMORY_SHARE
+    return max(1, int(min(room, CACHE_BYTES) // need))
+
+
+def client_bytes(backend: CohortBackend, work: ClientWork) -> int:
+    """Bytes that one client adds: saved activations of a step, and its rows of all matrices."""
+    base = {p.untyped_storage().data_ptr() for p in backend.model.parameters()}
+    seen: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in base:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        backend.gradient([work], 0)
+    width = backend.setting.layout.width
+    return (
+        sum(seen.values())
+        + MATRICES * width * torch.empty(0, dtype=backend.setting.master).itemsize
+    )
+
+
+def release(device: torch.device) -> None:
+    """Give memory back after an out-of-memory error."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,1 @@
+"""Flower grids: the in-process one that runs cohorts, and wrappers that strategies never see."""

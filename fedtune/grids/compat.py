@@ -1,0 +1,59 @@
+"""The only module that touches what Flower does not export; tried with Flower 1.41."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from flwr.app import Message, RecordDict
+from flwr.common.constant import (
+    FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE,
+    SUPERLINK_NODE_ID,
+    ErrorCode,
+    SType,
+)
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+CHUNK_BYTES: int = FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
+CLIENT_RAISED: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+NUMPY_STYPE: str = str(SType.NUMPY)
+_FIELDS = ("_task_id", "_run_id", "_node_id")
+
+
+@contextmanager
+def task_identity(run_id: int) -> Iterator[None]:
+    """Let `Message(...)` be made in this process, as Flower's own server processes do.
+
+    Flower keeps the identity in private class attributes of the process; they are put back as
+    they were.
+    """
+    before = {name: getattr(TaskIdentity, name) for name in _FIELDS}
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, SUPERLINK_NODE_ID
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(TaskIdentity, name, value)
+
+
+def make_run(run_id: int) -> Run:
+    """Flower's description of a run."""
+    return Run.create_empty(run_id)
+
+
+def set_message_id(message: Message, message_id: str) -> None:
+    """Give a message its id, as the SuperLink does."""
+    message.metadata.__dict__["_message_id"] = message_id
+
+
+def with_content(message: Message, content: RecordDict) -> Message:
+    """The same message with other content."""
+    return Message(metadata=message.metadata, content=content)  # type: ignore[call-overload, no-any-return]
+
+
+def envelope_bytes(message: Message) -> int:
+    """Bytes of a message's own object as Flower stores and sends it, without its content."""
+    if message.has_error():
+        return len(message.deflate())
+    return len(with_content(message, RecordDict()).deflate())

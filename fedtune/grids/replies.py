@@ -1,0 +1,47 @@
+"""What a usable reply is; anything else is set aside, counted and named."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from flwr.app import ArrayRecord, RecordDict
+from torch import Tensor
+
+from fedtune.grids.arrays import to_tensor
+
+MOST_EXAMPLES = 1e12
+
+
+def reply_fault(content: RecordDict, expected: Mapping[str, Tensor], weight_key: str) -> str | None:
+    """Why a training reply cannot be used, or None.
+
+    Args:
+        content: of the reply: one ArrayRecord and one MetricRecord.
+        expected: the tensors it must hold, exactly.
+        weight_key: the metric that holds its number of examples.
+    """
+    if len(content.array_records) != 1 or len(content.metric_records) != 1:
+        return "must hold exactly one ArrayRecord and one MetricRecord"
+    weight = next(iter(content.metric_records.values())).get(weight_key)
+    if not isinstance(weight, int | float) or not 0 < weight <= MOST_EXAMPLES:
+        return f"{weight_key} = {weight!r}: must be a number above 0"
+    return _array_fault(next(iter(content.array_records.values())), expected)
+
+
+def _array_fault(record: ArrayRecord, expected: Mapping[str, Tensor]) -> str | None:
+    if missing := expected.keys() - record.keys():
+        return f"misses {min(missing)}"
+    if surplus := record.keys() - expected.keys():
+        return f"holds {min(surplus)}, which was not asked for"
+    for name, sent in expected.items():
+        if tuple(record[name].shape) != tuple(sent.shape):
+            return f"{name} has shape {tuple(record[name].shape)}, not {tuple(sent.shape)}"
+        try:
+            total = float(torch.sum(torch.abs(to_tensor(record[name]).double())))
+        except (TypeError, ValueError) as error:
+            return f"{name} cannot be read ({error})"
+        if not math.isfinite(total):
+            return f"{name} holds NaN or Inf"
+    return None

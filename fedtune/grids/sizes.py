@@ -1,0 +1,99 @@
+"""Bytes of messages by arithmetic: payload (the numbers) and framing (all that Flower adds).
+
+Flower stores and sends a message as a tree of objects: Message, RecordDict, records, Array,
+ArrayChunk. Each is a head `type ids length NUL` and a body. Flower leaves out objects whose content
+it holds already (two equal arrays); here every object counts, so the sum is what a message costs
+on an empty store.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
+from math import prod
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message
+
+from fedtune.grids.compat import CHUNK_BYTES, envelope_bytes
+
+_ID = "0" * 64
+
+
+@dataclass(frozen=True)
+class Size:
+    """Bytes of messages.
+
+    Attributes:
+        payload: bytes of the arrays' numbers.
+        framing: everything else.
+    """
+
+    payload: int = 0
+    framing: int = 0
+
+    def __add__(self, other: Size) -> Size:
+        return Size(self.payload + other.payload, self.framing + other.framing)
+
+
+def message_size(message: Message) -> Size:
+    """Bytes of a message, without serialising its arrays."""
+    if message.has_error():
+        return Size(0, envelope_bytes(message))
+    records = message.content
+    arrays = [array for record in records.array_records.values() for array in record.values()]
+    payload = sum(_payload(array) for array in arrays)
+    total = envelope_bytes(message) + _object("RecordDict", len(records), _references(records))
+    for record in records.values():
+        if isinstance(record, ArrayRecord):
+            signature = tuple((name, a.dtype, a.shape, a.stype) for name, a in record.items())
+            total += _array_record(signature)
+        else:
+            total += len(record.deflate())
+    return Size(payload, total - payload)
+
+
+def _payload(array: Array) -> int:
+    return prod(array.shape) * np.dtype(array.dtype).itemsize
+
+
+def _references(names: object) -> int:
+    return len(json.dumps(dict.fromkeys(names, _ID)))  # type: ignore[call-overload]
+
+
+def _object(kind: str, children: int, body: int) -> int:
+    ids = max(0, children * (len(_ID) + 1) - 1)
+    return len(f"{kind}  {body}") + ids + 1 + body
+
+
+Signature = tuple[tuple[str, str, tuple[int, ...], str], ...]
+
+
+@lru_cache(maxsize=256)
+def _array_record(signature: Signature) -> int:
+    own = _object("ArrayRecord", len(signature), _references([name for name, *_ in signature]))
+    return own + sum(_array(dtype, shape, stype) for _, dtype, shape, stype in signature)
+
+
+def _array(dtype: str, shape: tuple[int, ...], stype: str) -> int:
+    data = _npy_bytes(dtype, shape)
+    chunks = [min(CHUNK_BYTES, data - start) for start in range(0, data, CHUNK_BYTES)]
+    meta = {
+        "dtype": dtype,
+        "shape": shape,
+        "stype": stype,
+        "arraychunk_ids": list(range(len(chunks))),
+    }
+    own = _object("Array", len(chunks), len(json.dumps(meta)))
+    return own + sum(_object("ArrayChunk", 0, chunk) for chunk in chunks)
+
+
+def _npy_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    header = BytesIO()
+    kind = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": kind, "fortran_order": False, "shape": shape}
+    )
+    return len(header.getvalue()) + prod(shape) * np.dtype(dtype).itemsize

@@ -1,0 +1,81 @@
+"""Which rows of the training data each client holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from fedtune.randomness import generator
+from fedtune.tasks.base import Rows
+
+
+class ClientRows(Protocol):
+    """The rows of every client."""
+
+    def __len__(self) -> int:
+        """Number of clients, empty ones included."""
+        ...
+
+    def rows(self, client: int) -> Rows:
+        """The rows of a client."""
+        ...
+
+    @property
+    def eligible(self) -> Sequence[int]:
+        """Ids of the clients that hold examples, sorted."""
+        ...
+
+
+class DealtRows:
+    """Rows dealt by a partitioner.
+
+    Args:
+        parts: the rows of each client.
+    """
+
+    def __init__(self, parts: Sequence[Rows]) -> None:
+        self.parts = list(parts)
+        self._eligible = [client for client, part in enumerate(self.parts) if len(part)]
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def rows(self, client: int) -> Rows:
+        """The rows of a client."""
+        return self.parts[client]
+
+    @property
+    def eligible(self) -> Sequence[int]:
+        """Ids of the clients that hold examples, sorted."""
+        return self._eligible
+
+
+class EvenRows:
+    """Equal runs of consecutive rows, by arithmetic, for any number of clients."""
+
+    def __init__(self, count: int, examples: int) -> None:
+        self.count, self.examples = count, examples
+
+    def __len__(self) -> int:
+        return self.count
+
+    def rows(self, client: int) -> Rows:
+        """The rows of a client."""
+        return np.arange(client * self.examples, (client + 1) * self.examples, dtype=np.int64)
+
+    @property
+    def eligible(self) -> Sequence[int]:
+        """Ids of the clients that hold examples, sorted."""
+        return range(self.count)
+
+
+def hold_out(rows: Rows, share: float, seed: int, client: int) -> tuple[Rows, Rows]:
+    """Split a client's rows into those it trains on and those it evaluates on.
+
+    A client with one row trains on it and evaluates on nothing.
+    """
+    order = rows[generator("holdout", seed, client).permutation(len(rows))]
+    held = min(len(rows) - 1, max(1, round(share * len(rows))))
+    return np.sort(order[held:]), np.sort(order[:held])

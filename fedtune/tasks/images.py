@@ -1,0 +1,178 @@
+"""`image-classification`: any Transformers model with an image-classification head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers.utils import logging as transformers_logging
+
+from fedtune.adapters.wrap import PretrainedBase
+from fedtune.errors import ScenarioError
+from fedtune.scenario.schema import TaskSection
+from fedtune.tasks.base import Table
+
+TEST_SHARE = 0.2
+DIGITS_RANGE = 16.0
+
+
+@dataclass(frozen=True)
+class ImageSplits:
+    """Images with labels, not yet processed.
+
+    Attributes:
+        train: images and labels to be dealt to clients.
+        test: images and labels of the central evaluation.
+        classes: names of the classes.
+    """
+
+    train: tuple[list[Image.Image], np.ndarray[Any, np.dtype[np.int64]]]
+    test: tuple[list[Image.Image], np.ndarray[Any, np.dtype[np.int64]]]
+    classes: list[str]
+
+
+def base_path(source: str) -> str:
+    """What `from_pretrained` takes for a scenario's `task.base`.
+
+    Raises:
+        ScenarioError: if a `builtin:` model or a local folder does not exist.
+    """
+    if not source.startswith("builtin:"):
+        if source.startswith((".", "/", "~")) and not Path(source).expanduser().is_dir():
+            raise ScenarioError(f"task.base = {source!r}: no such folder")
+        return str(Path(source).expanduser()) if Path(source).expanduser().is_dir() else source
+    folder = resources.files("fedtune") / "builtin"
+    names = sorted(f.name for f in folder.iterdir() if f.is_dir() and f.name[0] not in "._")
+    name = source.removeprefix("builtin:")
+    if name not in names:
+        allowed = ", ".join(f"builtin:{n}" for n in names)
+        raise ScenarioError(f"task.base = {source!r}: allowed: {allowed}, a folder or a hub name")
+    return str(folder / name)
+
+
+def load_image_base(task: TaskSection, classes: list[str]) -> PretrainedBase:
+    """The base model with a head for the classes."""
+    path = base_path(task.base)
+    transformers_logging.disable_progress_bar()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        model, info = AutoModelForImageClassification.from_pretrained(
+            path,
+            num_labels=len(classes),
+            id2label=dict(enumerate(classes)),
+            label2id={name: i for i, name in enumerate(classes)},
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+        )
+    except (OSError, ValueError) as error:
+        raise ScenarioError(f"task.base = {task.base!r}: {_first(error)}") from None
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    fresh = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
+    head = [
+        name
+        for name, child in model.named_children()
+        if name != model.base_model_prefix and any(True for _ in child.parameters())
+    ]
+    outside = {n.rpartition(".")[0] for n in fresh if n.split(".")[0] not in head}
+    return PretrainedBase(model, [*head, *sorted(outside)], frozenset(fresh), path)
+
+
+def load_image_splits(task: TaskSection) -> ImageSplits:
+    """The task's images: `builtin:digits`, a folder saved by `datasets`, or a hub name."""
+    return _digits() if task.data == "builtin:digits" else _saved(task)
+
+
+def process(path: str, channels: int, images: list[Image.Image], labels: Iterable[int]) -> Table:
+    """Images as the base's own processor makes them.
+
+    Args:
+        path: of the base, which holds the processor's configuration.
+        channels: 1 or 3, of the model.
+        images: any size and mode.
+        labels: one an image.
+    """
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    processor = AutoImageProcessor.from_pretrained(path)
+    transformers_logging.set_verbosity(verbosity)
+    mode = "L" if channels == 1 else "RGB"
+    arrays = [np.atleast_3d(np.asarray(image.convert(mode))) for image in images]
+    pixels = processor(arrays, return_tensors="pt", input_data_format="channels_last")
+    return Table({"pixel_values": pixels["pixel_values"]}, torch.as_tensor(np.asarray(labels)))
+
+
+def _digits() -> ImageSplits:
+    """scikit-learn's 1,797 scans, one fifth of each class kept for testing, always the same."""
+    bunch = load_digits()
+    scaled = np.round(bunch.images * (255.0 / DIGITS_RANGE)).astype(np.uint8)
+    labels = bunch.target.astype(np.int64)
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=TEST_SHARE, stratify=labels, random_state=0
+    )
+
+    def split(rows: Any) -> tuple[list[Image.Image], Any]:
+        return [Image.fromarray(scaled[i]) for i in rows], labels[rows]
+
+    return ImageSplits(split(np.sort(train)), split(np.sort(test)), [str(d) for d in range(10)])
+
+
+def _saved(task: TaskSection) -> ImageSplits:
+    if task.data.startswith("builtin:"):
+        raise ScenarioError(
+            f"task.data = {task.data!r}: allowed: builtin:digits, builtin:synthetic, a folder "
+            "saved by datasets, or a hub name"
+        )
+    splits = _dataset(task.data)
+    for key, column in (("task.image", task.image), ("task.label", task.label)):
+        if column not in splits["train"].column_names:
+            found = ", ".join(splits["train"].column_names)
+            raise ScenarioError(f"{key} = {column!r}: no such column; the data has: {found}")
+    names = sorted({str(v) for v in splits["train"][task.label]})
+    feature = splits["train"].features[task.label]
+    names = list(getattr(feature, "names", None) or sorted(names, key=lambda n: (len(n), n)))
+
+    def labels(part: Dataset) -> Any:
+        values = part[task.label]
+        index = {name: i for i, name in enumerate(names)}
+        if getattr(feature, "names", None):
+            return np.asarray(values, dtype=np.int64)
+        if unknown := {str(v) for v in values} - index.keys():
+            raise ScenarioError(f"task.label = {task.label!r}: {min(unknown)} is not in training")
+        return np.asarray([index[str(v)] for v in values], dtype=np.int64)
+
+    train, test = splits["train"], splits["test"]
+    return ImageSplits(
+        (list(train[task.image]), labels(train)), (list(test[task.image]), labels(test)), names
+    )
+
+
+def _dataset(source: str) -> DatasetDict:
+    path = Path(source).expanduser()
+    if source.startswith((".", "/", "~")) and not path.exists():
+        raise ScenarioError(f"task.data = {source!r}: no such file or folder")
+    try:
+        found = load_from_disk(str(path)) if path.is_dir() else load_dataset(source)
+    except (OSError, ValueError) as error:
+        raise ScenarioError(f"task.data = {source!r}: {_first(error)}") from None
+    if isinstance(found, Dataset):
+        found = DatasetDict({"train": found})
+    if "test" not in found:
+        return found["train"].train_test_split(test_size=TEST_SHARE, seed=0)
+    return found
+
+
+def _first(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]

@@ -1,0 +1,96 @@
+"""Dealing examples to clients with the partitioners of flwr-datasets."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from flwr_datasets import partitioner as flwr_partitioners
+from numpy.typing import NDArray
+
+from fedtune.errors import ScenarioError
+from fedtune.randomness import generator
+from fedtune.scenario.schema import PartitionSection
+from fedtune.tasks.base import Rows
+
+CLASSES = {
+    "iid": flwr_partitioners.IidPartitioner,
+    "dirichlet": flwr_partitioners.DirichletPartitioner,
+    "pathological": flwr_partitioners.PathologicalPartitioner,
+    "shard": flwr_partitioners.ShardPartitioner,
+    "linear": flwr_partitioners.LinearPartitioner,
+    "square": flwr_partitioners.SquarePartitioner,
+    "natural": flwr_partitioners.NaturalIdPartitioner,
+}
+_SET = {"self", "num_partitions", "partition_by", "seed", "shuffle"}
+
+
+def partition(
+    labels: NDArray[np.int64],
+    section: PartitionSection,
+    count: int,
+    seed: int,
+    groups: NDArray[Any] | None = None,
+) -> list[Rows]:
+    """The rows of each client, sorted; a client may be left empty.
+
+    Args:
+        labels: every row's class, (n,).
+        section: the scenario's `clients.partition`.
+        count: number of clients.
+        seed: of the run.
+        groups: every row's natural client, (n,), for kind `natural`.
+
+    Raises:
+        ScenarioError: if the setting is unknown to the partitioner or cannot be met.
+    """
+    if count > len(labels):
+        raise ScenarioError(
+            f"clients.count = {count}: more clients than the {len(labels)} training examples"
+        )
+    draw = generator("partition", seed)
+    order = draw.permutation(len(labels))
+    by = labels if section.kind != "natural" else groups
+    if by is None:
+        raise ScenarioError("clients.partition.kind = 'natural': this data has no natural clients")
+    maker = _partitioner(section, count, int(draw.integers(2**31)))
+    maker.dataset = Dataset.from_dict({"by": by[order], "row": order})
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if maker.num_partitions < count:
+                raise ValueError(f"it yields {maker.num_partitions} clients")
+            parts = [_rows(maker, client) for client in range(count)]
+    except (ValueError, IndexError, KeyError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise ScenarioError(
+            f"clients.partition = {section.model_dump()} cannot be met for clients.count = "
+            f"{count} and {len(labels)} examples: {reason}"
+        ) from None
+    return parts
+
+
+def _partitioner(section: PartitionSection, count: int, seed: int) -> Any:
+    cls = CLASSES[section.kind]
+    known = inspect.signature(cls.__init__).parameters
+    given = section.parameters()
+    for key in given:
+        if key not in known or key in _SET:
+            allowed = ", ".join(["kind", *(k for k in known if k not in _SET)])
+            raise ScenarioError(f"clients.partition.{key}: unknown key; allowed: {allowed}")
+    given.update({"num_partitions": count, "partition_by": "by", "seed": seed})
+    if section.kind == "dirichlet":
+        given.setdefault("min_partition_size", 0)
+    try:
+        return cls(**{key: value for key, value in given.items() if key in known})
+    except (TypeError, ValueError) as error:
+        reason = str(error).split("\n", 1)[0].split("__init__() ", 1)[-1]
+        raise ScenarioError(f"clients.partition = {section.model_dump()}: {reason}") from None
+
+
+def _rows(maker: Any, client: int) -> Rows:
+    part = maker.load_partition(client)
+    return np.sort(np.asarray(part["row"], dtype=np.int64))

@@ -1,0 +1,59 @@
+"""`builtin:synthetic`: images made when they are asked for, for any number of clients.
+
+For measuring scale only; a figure on it says nothing about a method.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedtune.randomness import key_of, mix, uniform
+from fedtune.tasks.base import Batch
+
+CLASSES = 10
+
+
+class SyntheticImages:
+    """Row i is class prototype plus noise, both a function of (seed, i).
+
+    Args:
+        rows: how many there are.
+        shape: (channels, height, width).
+        seed: of the data.
+        device: where examples are made.
+        dtype: of the images.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        shape: tuple[int, int, int],
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.count, self.shape, self.dtype = rows, shape, dtype
+        self.key = key_of("synthetic", seed)
+        prototypes = uniform(key_of("prototypes", seed), (CLASSES, *shape)) * 2.0 - 1.0
+        self.prototypes = prototypes.to(device)
+        self.pixel = torch.arange(1, prototypes[0].numel() + 1, device=device)
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """Not known without making the examples."""
+        return None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def gather(self, rows: Tensor) -> Batch:
+        """Make the examples of the rows."""
+        keys = mix(rows + self.key)
+        labels = (keys & 0x7FFFFFFF) % CLASSES
+        bits = mix(keys[:, None] ^ mix(self.pixel)[None, :]) & 0xFFFF
+        noise = bits.to(torch.float32).view(-1, *self.shape) * 2.0**-15 - 1.0
+        pixels = 0.5 * self.prototypes.index_select(0, labels) + noise
+        return Batch({"pixel_values": pixels.to(self.dtype)}, labels)

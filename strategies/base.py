@@ -1,0 +1,184 @@
+"""What the strategies share: seeded sampling, a check of every reply, one rule on differences."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
+from torch import Tensor
+
+from fedtune.grids.arrays import to_record, to_tensors
+from fedtune.grids.directory import Directory, directory_of
+from fedtune.grids.replies import reply_fault
+from fedtune.participation import Participation
+from fedtune.rules import RULES
+from fedtune.rules.weights import policy_weights
+
+
+@dataclass
+class RoundReport:
+    """What happened to a round's replies.
+
+    Attributes:
+        sampled: client ids that were asked.
+        used: client ids whose update entered the rule.
+        failed: reason by client id, of clients that answered with an error.
+        rejected: reason by client id, of malformed replies; they never reach the rule.
+    """
+
+    sampled: list[int] = field(default_factory=list)
+    used: list[int] = field(default_factory=list)
+    failed: dict[int, str] = field(default_factory=dict)
+    rejected: dict[int, str] = field(default_factory=dict)
+
+
+class AdapterStrategy(FlowerFedAvg):
+    """FedAvg on differences, with clients drawn from (seed, round) and malformed replies set aside.
+
+    Takes every argument of Flower's FedAvg by keyword, and:
+
+    Args:
+        participation: who takes part; by default `fraction_train` of the clients under `seed`.
+        seed: of the sampling.
+        rule: name of the aggregation rule.
+        weights: `uniform`, `reported` (by `weighted_by_key`) or `capped`.
+        max_weight: the most that counts under `capped`.
+    """
+
+    name: ClassVar[str]
+    adapter: ClassVar[str]
+    accepts: ClassVar[frozenset[str]]
+
+    def __init__(
+        self,
+        *,
+        participation: Participation | None = None,
+        seed: int = 0,
+        rule: str = "mean",
+        weights: str = "reported",
+        max_weight: float = 1000,
+        **flower: Any,
+    ) -> None:
+        super().__init__(**flower)
+        self.participation = participation or Participation("fraction", self.fraction_train, seed)
+        self.rule = RULES[rule]
+        self.weights, self.max_weight = weights, max_weight
+        self.report = RoundReport()
+        self._directory = Directory({})
+        self._sent: dict[str, Tensor] = {}
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Messages to the round's participants; each has its own records over shared arrays."""
+        if self.fraction_train == 0.0:
+            return []
+        self._directory = self._wait_for_clients(grid)
+        clients = self.participation.draw(self._directory.clients, server_round)
+        self.report = RoundReport(sampled=clients)
+        self._sent = to_tensors(arrays)
+        kind = MessageType.TRAIN
+        return [self._message(client, arrays, config, server_round, kind) for client in clients]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Global model plus the rule's update; (None, None) if no reply can be used."""
+        good = self._sift(replies)
+        self.report.used = [client for client, _ in good]
+        if not good:
+            return None, None
+        contents = [content for _, content in good]
+        examples = [float(_metrics(c)[self.weighted_by_key]) for c in contents]  # type: ignore[arg-type]
+        weights = policy_weights(self.weights, examples, self.max_weight)
+        records = [next(iter(content.array_records.values())) for content in contents]
+        updates = torch.stack([self._difference(to_tensors(record)) for record in records])
+        update, _ = self.rule(updates, weights.to(updates.device))
+        metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
+        return to_record(self._apply(update)), metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Messages to `fraction_evaluate` of the clients, drawn by (seed, round)."""
+        if self.fraction_evaluate == 0.0:
+            return []
+        self._directory = self._wait_for_clients(grid)
+        share = Participation("fraction", self.fraction_evaluate, self.participation.seed)
+        clients = share.draw(self._directory.clients, server_round)
+        kind = MessageType.EVALUATE
+        return [self._message(client, arrays, config, server_round, kind) for client in clients]
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Means over the clients that evaluated on at least one example, in the order of ids."""
+        good = [
+            (self._directory.client(m.metadata.src_node_id), m)
+            for m in replies
+            if not m.has_error() and len(m.content.metric_records) == 1
+        ]
+        used = [
+            message
+            for _, message in sorted(good, key=lambda pair: pair[0])
+            if float(_metrics(message.content)[self.weighted_by_key]) > 0  # type: ignore[arg-type]
+        ]
+        return super().aggregate_evaluate(server_round, used)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the strategy remembers over rounds."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state_dict` gave."""
+
+    def _wait_for_clients(self, grid: Grid) -> Directory:
+        while len((directory := directory_of(grid)).clients) < self.min_available_nodes:
+            time.sleep(1)
+        return directory
+
+    def _message(
+        self, client: int, arrays: ArrayRecord, config: ConfigRecord, server_round: int, kind: str
+    ) -> Message:
+        own = ConfigRecord({**config, "server-round": server_round})
+        content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: own})
+        return Message(content, self._directory.node(client), kind)
+
+    def _sift(self, replies: Iterable[Message]) -> list[tuple[int, RecordDict]]:
+        good = []
+        for message in replies:
+            client = self._directory.client(message.metadata.src_node_id)
+            if message.has_error():
+                self.report.failed[client] = message.error.reason or "unknown error"
+            elif fault := reply_fault(message.content, self._expected(), self.weighted_by_key):
+                self.report.rejected[client] = fault
+            else:
+                good.append((client, message.content))
+        return sorted(good, key=lambda pair: pair[0])
+
+    def _expected(self) -> dict[str, Tensor]:
+        """The tensors that a reply must hold, with the values that were sent."""
+        return self._sent
+
+    def _difference(self, tensors: dict[str, Tensor]) -> Tensor:
+        parts = [(tensors[n].to(sent) - sent).reshape(-1) for n, sent in self._expected().items()]
+        return torch.cat([part if part.is_floating_point() else part.float() for part in parts])
+
+    def _apply(self, update: Tensor) -> dict[str, Tensor]:
+        expected = self._expected()
+        parts = update.split([tensor.numel() for tensor in expected.values()])
+        moved = {
+            name: (sent + part.view(sent.shape)).to(sent.dtype)
+            for (name, sent), part in zip(expected.items(), parts, strict=True)
+        }
+        return {**self._sent, **moved}
+
+
+def _metrics(content: RecordDict) -> MetricRecord:
+    return next(iter(content.metric_records.values()))
