@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["RunDirectory", "Scenario", "load_scenario", "resume", "run"]
+__all__ = ["RunDirectory", "Scenario", "load_model", "load_scenario", "resume", "run"]
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -15,11 +15,13 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 if TYPE_CHECKING:
     from fedtune.runs.api import resume, run
     from fedtune.runs.directory import RunDirectory
+    from fedtune.runs.export import load_model
     from fedtune.scenario import Scenario, load_scenario
 
 _HOMES = {
     "RunDirectory": "fedtune.runs.directory",
     "Scenario": "fedtune.scenario",
+    "load_model": "fedtune.runs.export",
     "load_scenario": "fedtune.scenario",
     "resume": "fedtune.runs.api",
     "run": "fedtune.runs.api",

@@ -113,6 +113,7 @@ def main() -> None:
             f"epoch {epoch + 1}: held-out letters {found:.3f} ({time.time() - started:.0f} s)",
             flush=True,
         )
+    model.config.num_labels = 2
     model.vit.save_pretrained(arguments.out)
     ViTImageProcessor(
         size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5]

@@ -93,9 +93,12 @@ def _linear_names(model: nn.Module) -> list[str]:
     return [name for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)]
 
 
-def refused(model: nn.Module, section: AdapterSection, error: Exception) -> ScenarioError:
+def refused(
+    model: nn.Module, section: AdapterSection, head: list[str], error: Exception
+) -> ScenarioError:
     """The one line for a `LoraConfig` that PEFT refuses on this model."""
-    leaves = sorted({name.rsplit(".", 1)[-1] for name in _linear_names(model)})
+    names = [name for name in _linear_names(model) if name.split(".")[0] not in head]
+    leaves = sorted({name.rsplit(".", 1)[-1] for name in names})
     reason = str(error).split("\n", 1)[0].split(". ", 1)[0]
     return ScenarioError(
         f"adapter.targets = {section.targets!r}: {reason}; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -82,9 +83,11 @@ def wrap(
     names = {n: p.detach().clone() for n, p in base.model.named_parameters() if _in(n, base.head)}
     base.model.to(device=device, dtype=dtype).requires_grad_(False)
     try:
-        model = get_peft_model(base.model, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = get_peft_model(base.model, config)
     except ValueError as error:
-        raise refused(base.model, section, error) from None
+        raise refused(base.model, section, base.head, error) from None
     _check_layers(model, section)
     layout = read_layout(model, kind, head)
     known = {f"base_model.model.{n}": t for n, t in names.items() if n not in base.fresh}
@@ -105,8 +108,16 @@ def _in(name: str, modules: list[str]) -> bool:
 
 def _check_layers(model: PeftModel, section: AdapterSection) -> None:
     for name, module in model.named_modules():
-        if isinstance(module, LoraLayer) and not isinstance(module, LoraLinear):
+        if not isinstance(module, LoraLayer):
+            continue
+        shown = name.removeprefix("base_model.model.")
+        if not isinstance(module, LoraLinear):
             raise ScenarioError(
-                f"adapter.targets = {section.targets!r}: matches {name}, a "
+                f"adapter.targets = {section.targets!r}: matches {shown}, a "
                 f"{type(module.get_base_layer()).__name__}; targets must be linear layers"
+            )
+        if ".modules_to_save." in name:
+            raise ScenarioError(
+                f"adapter.targets = {section.targets!r}: matches {shown.split('.')[0]}, which is "
+                "saved whole with the adapter; leave it out of the targets"
             )

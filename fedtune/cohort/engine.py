@@ -12,7 +12,7 @@ import torch
 from fedtune.adapters.layout import Tensors
 from fedtune.cohort.backend import Backend, Setting
 from fedtune.cohort.plan import ClientResult, ClientWork
-from fedtune.cohort.sizing import fitting_size, release
+from fedtune.cohort.sizing import fitting_size, out_of_memory, release
 from fedtune.cohort.together import CohortBackend
 from fedtune.errors import ClientFailure
 from fedtune.tasks.base import Data, Rows
@@ -88,9 +88,9 @@ class Engine:
         while True:
             try:
                 return self._train(works, server_round)
-            except torch.OutOfMemoryError:
+            except Exception as error:
                 size = self.resolved.size(server_round)
-                if size == 1:
+                if not out_of_memory(error) or size == 1:
                     raise
                 release(self.setting.device)
                 self._resolve(server_round, max(1, size // 2))
@@ -126,9 +126,9 @@ class Engine:
     ) -> dict[int, ClientResult | ClientFailure]:
         try:
             return {r.client: r for r in self.backend.train(cohort, server_round)}
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
+            if out_of_memory(error):
+                raise
             if len(cohort) == 1:
                 return {cohort[0].client: ClientFailure(cohort[0].client, "train", error)}
         apart: dict[int, ClientResult | ClientFailure] = {}

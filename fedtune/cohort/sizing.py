@@ -52,6 +52,13 @@ def client_bytes(backend: CohortBackend, work: ClientWork) -> int:
     )
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that the device's memory is full; on a CPU torch has no type."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
 def release(device: torch.device) -> None:
     """Give memory back after an out-of-memory error."""
     gc.collect()

@@ -24,6 +24,7 @@ from fedtune.tasks.base import Table
 
 TEST_SHARE = 0.2
 DIGITS_RANGE = 16.0
+FILES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 
 
 @dataclass(frozen=True)
@@ -161,11 +162,14 @@ def _saved(task: TaskSection) -> ImageSplits:
 
 def _dataset(source: str) -> DatasetDict:
     path = Path(source).expanduser()
-    if source.startswith((".", "/", "~")) and not path.exists():
+    if (source.startswith((".", "/", "~")) or path.suffix in FILES) and not path.exists():
         raise ScenarioError(f"task.data = {source!r}: no such file or folder")
     try:
-        found = load_from_disk(str(path)) if path.is_dir() else load_dataset(source)
-    except (OSError, ValueError) as error:
+        if path.is_file():
+            found = load_dataset(FILES[path.suffix], data_files=str(path))
+        else:
+            found = load_from_disk(str(path)) if path.is_dir() else load_dataset(source)
+    except (OSError, ValueError, KeyError) as error:
         raise ScenarioError(f"task.data = {source!r}: {_first(error)}") from None
     if isinstance(found, Dataset):
         found = DatasetDict({"train": found})
