@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from transformers import (
@@ -82,7 +84,9 @@ def table(model=vit, rows=60, dtype=torch.float64, seed=5) -> Table:
     torch.manual_seed(seed)
     labels = torch.randint(CLASSES, (rows,))
     if model is vit:
-        return Table({"pixel_values": torch.randn(rows, 1, 8, 8, dtype=dtype)}, labels)
+        return Table(
+            {"pixel_values": torch.randn(rows, 1, 8, 8, dtype=torch.float64).to(dtype)}, labels
+        )
     lengths = torch.randint(2, LENGTH + 1, (rows,))
     mask = (torch.arange(LENGTH) < lengths[:, None]).long()
     tokens = torch.randint(1, VOCABULARY, (rows, LENGTH)) * mask
@@ -149,3 +153,8 @@ def products(setting: Setting, tensors) -> torch.Tensor:
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     """‖a − b‖ / ‖b‖."""
     return float((a - b).norm() / b.norm())
+
+
+def replace_layout(setting: Setting, layout, initial) -> Setting:
+    """The same setting with another layout."""
+    return replace(setting, adapted=replace(setting.adapted, layout=layout, initial=initial))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
+from fedtune.cohort import stacked, together
 from fedtune.cohort.onebyone import SequentialBackend
 from fedtune.cohort.plan import plan_work
 from fedtune.cohort.together import CohortBackend
-from fedtune.scenario.schema import LocalSection
+from fedtune.scenario.schema import EarlyStopping, LocalSection
 from tests.cohort import kit
 
 FLOAT64 = 1e-8
@@ -20,23 +22,22 @@ OPTIMIZERS = {
 }
 
 
-def three_rounds(make, setting, works, together: bool):
+def three_rounds(make, setting, works, joined: bool):
     """Train each client for 3 rounds from its own last state; gives its change of round 3."""
     backend = make(setting)
+    results = []
     for server_round in (1, 2, 3):
-        if server_round > 1:
+        if results:
             works = [
                 plan_work(w.client, server_round, rows_of(w), r.tensors, setting.local, 0)
-                for w, r in zip(works, results, strict=True)  # noqa: F821
+                for w, r in zip(works, results, strict=True)
             ]
-        groups = [works] if together else [[work] for work in works]
+        groups = [works] if joined else [[work] for work in works]
         results = [r for group in groups for r in backend.train(group, server_round)]
     return kit.change(setting, results, works), results
 
 
 def rows_of(work):
-    import numpy as np
-
     return np.unique(np.concatenate([b for step in work.steps for b in step]))
 
 
@@ -47,16 +48,16 @@ def test_three_rounds_of_ragged_clients_agree_in_float64(name, kind, head):
     local = LocalSection(epochs=3, batch_size=3, **OPTIMIZERS[name])
     arguments = {"kind": kind, "head": head, "dropout": 0.2, "local": local}
 
-    def changes(make, together):
+    def changes(make, joined):
         setting = kit.setting(**arguments)
-        return three_rounds(make, setting, kit.works(setting), together)
+        return three_rounds(make, setting, kit.works(setting), joined)
 
-    together, results = changes(CohortBackend, True)
+    one_cohort, results = changes(CohortBackend, True)
     apart, _ = changes(CohortBackend, False)
     plain, plain_results = changes(SequentialBackend, False)
-    for client in together:
-        assert kit.distance(together[client], plain[client]) < FLOAT64
-        assert kit.distance(together[client], apart[client]) < FLOAT64
+    for client in one_cohort:
+        assert kit.distance(one_cohort[client], plain[client]) < FLOAT64
+        assert kit.distance(one_cohort[client], apart[client]) < FLOAT64
     assert [r.steps for r in results] == [r.steps for r in plain_results] == [9, 12, 3, 9]
     losses = torch.tensor([r.loss for r in results])
     torch.testing.assert_close(losses, torch.tensor([r.loss for r in plain_results]))
@@ -75,3 +76,118 @@ def test_token_models_with_sequences_of_unequal_length_agree(model, kind):
         results[make] = kit.change(setting, make(setting).train(works, 2), works)
     for client, change in results[CohortBackend].items():
         assert kit.distance(change, results[SequentialBackend][client]) < FLOAT64
+
+
+def test_clients_that_stop_early_agree():
+    local = LocalSection(
+        epochs=6, batch_size=4, lr=0.3, optimizer="sgd",
+        early_stopping=EarlyStopping(patience=1, min_delta=0.05),
+    )  # fmt: skip
+    found = {}
+    for make in (CohortBackend, SequentialBackend):
+        setting = kit.setting(local=local)
+        works = kit.works(setting)
+        results = make(setting).train(works, 1)
+        found[make] = (kit.change(setting, results, works), [r.steps for r in results])
+    steps = found[CohortBackend][1]
+    assert steps == found[SequentialBackend][1]
+    assert any(s < len(w.steps) for s, w in zip(steps, works, strict=True))
+    for client, change in found[CohortBackend][0].items():
+        assert kit.distance(change, found[SequentialBackend][0][client]) < FLOAT64
+
+
+def test_neither_order_nor_cohort_size_changes_a_client():
+    local = LocalSection(epochs=2, batch_size=3, lr=0.01)
+    changes = []
+    for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
+        for size in (1, 2, 3, 4):
+            setting = kit.setting(local=local, dropout=0.3)
+            works = kit.works(setting)
+            ordered = [works[i] for i in order]
+            backend = CohortBackend(setting)
+            groups = [ordered[i : i + size] for i in range(0, 4, size)]
+            results = [r for group in groups for r in backend.train(group, 1)]
+            changes.append(kit.change(setting, results, ordered))
+    for other in changes[1:]:
+        for client, change in other.items():
+            assert kit.distance(change, changes[0][client]) < FLOAT64
+
+
+def test_clients_that_start_from_different_states_agree():
+    setting = kit.setting()
+    states = [kit.stirred(setting, seed) for seed in range(4)]
+    joined = CohortBackend(setting).train(kit.works(setting, states), 1)
+    setting = kit.setting()
+    works = kit.works(setting, states)
+    alone = SequentialBackend(setting).train(works, 1)
+    changes = kit.change(setting, joined, works), kit.change(setting, alone, works)
+    for client in changes[0]:
+        assert kit.distance(changes[0][client], changes[1][client]) < FLOAT64
+
+
+@pytest.mark.parametrize(("name", "bound"), [("sgd", 1e-4), ("adam", 1e-3), ("adamw", 1e-3)])
+def test_float32_stays_within_its_bounds_after_a_round(name, bound):
+    local = LocalSection(epochs=2, batch_size=3, **OPTIMIZERS[name])
+    found, gradients = {}, {}
+    for make in (CohortBackend, SequentialBackend):
+        setting = kit.setting(local=local, dtype=torch.float32)
+        works, backend = kit.works(setting), make(setting)
+        gradients[make] = (
+            backend.gradient(works, 0)
+            if make is CohortBackend
+            else torch.stack([backend.gradient(work, 0) for work in works])
+        )
+        found[make] = kit.change(setting, backend.train(works, 1), works)
+    assert kit.distance(gradients[CohortBackend], gradients[SequentialBackend]) < 1e-5
+    for client, change in found[CohortBackend].items():
+        assert kit.distance(change, found[SequentialBackend][client]) < bound
+
+
+def test_bfloat16_trains_with_float32_adapters():
+    local = LocalSection(epochs=3, batch_size=4, lr=0.1, optimizer="sgd")
+    changes = {}
+    for dtype in (torch.bfloat16, torch.float64):
+        setting = kit.setting(local=local, dtype=dtype)
+        works = kit.works(setting)
+        results = CohortBackend(setting).train(works, 1)
+        if dtype == torch.bfloat16:
+            assert {t.dtype for r in results for t in r.tensors.values()} == {torch.float32}
+        changes[dtype] = kit.change(setting, results, works)
+    for client, change in changes[torch.bfloat16].items():
+        assert kit.distance(change, changes[torch.float64][client]) < 0.05
+
+
+@pytest.mark.parametrize("plant", ["dropout", "transpose", "leak", "padding", "scaling"])
+def test_planted_bugs_are_caught(plant, monkeypatch):
+    """Negative controls: each of these bugs must break the equality that the tests above hold."""
+    local = LocalSection(epochs=2, batch_size=5, lr=0.01)
+    setting = kit.setting(local=local, dropout=0.3)
+    works = kit.works(setting)
+    reference = kit.change(setting, SequentialBackend(setting).train(works, 1), works)
+    if plant == "dropout":
+        monkeypatch.setattr(stacked.CohortDropout, "forward", lambda self, x: x)
+    elif plant == "transpose":
+        monkeypatch.setattr(stacked, "_project", lambda rows, a: torch.bmm(rows, a.mT).flip(-1))
+    elif plant == "leak":
+        monkeypatch.setattr(
+            together._Cohort,
+            "_counts",
+            lambda self, batch, valid: valid.sum().double().expand(len(valid)),
+        )
+    elif plant == "padding":
+        real = together.fold
+        monkeypatch.setattr(together, "fold", lambda b: (real(b)[0], real(b)[1] | True))
+    else:
+        real_forward = stacked.StackedLoRA.forward
+
+        def doubled(self, x):
+            self.scaling *= 1.01
+            out = real_forward(self, x)
+            self.scaling /= 1.01
+            return out
+
+        monkeypatch.setattr(stacked.StackedLoRA, "forward", doubled)
+    setting = kit.setting(local=local, dropout=0.3)
+    works = kit.works(setting)
+    found = kit.change(setting, CohortBackend(setting).train(works, 1), works)
+    assert max(kit.distance(found[c], reference[c]) for c in found) > 1e-4

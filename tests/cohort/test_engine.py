@@ -1,0 +1,151 @@
+"""Cohort layout, failures with a name, out-of-memory, and the choice of backend."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedtune.adapters.layout import read_layout
+from fedtune.cohort.engine import Engine, Resolved, cohorts
+from fedtune.cohort.plan import ClientResult, ClientWork
+from fedtune.cohort.probe import choose_backend
+from fedtune.cohort.sizing import client_bytes
+from fedtune.cohort.together import CohortBackend, fold
+from fedtune.errors import ClientFailure
+from fedtune.scenario.schema import LocalSection
+from tests.cohort import kit
+
+
+def engine(setting, size="auto", seen=None) -> Engine:
+    seen = [] if seen is None else seen
+    backend = CohortBackend(setting)
+    resolved = Resolved(backend.name, "cpu", 1)
+    return Engine(backend, setting, resolved, size, lambda r: seen.append(r.to_dict()))
+
+
+def test_cohorts_are_a_pure_function_of_the_work():
+    setting = kit.setting(local=LocalSection(batch_size=3, epochs=1))
+    works = kit.works(setting, sizes=(7, 12, 3, 9, 9))
+    dealt = cohorts(works, 2)
+    assert [[w.client for w in c] for c in dealt] == [[1, 0], [3, 4], [2]]
+    shuffled = cohorts(works[::-1], 2)
+    assert [[w.client for w in c] for c in shuffled] == [[w.client for w in c] for c in dealt]
+
+
+def test_folding_pads_with_real_rows_that_do_not_count():
+    rows, valid = fold([np.array([5, 6, 7]), np.array([9]), np.empty(0, dtype=np.int64)])
+    assert rows.tolist() == [[5, 6, 7], [9, 9, 9], [5, 5, 5]]
+    assert valid.sum(1).tolist() == [3, 1, 0]
+
+
+def test_out_of_memory_halves_and_trains_the_round_again():
+    setting = kit.setting(local=LocalSection(batch_size=3, epochs=1))
+    runner, works = engine(setting, 4), kit.works(setting)
+    real, tried = runner.backend.train, []
+
+    def small_only(cohort, server_round):
+        tried.append(len(cohort))
+        if len(cohort) > 1:
+            raise torch.OutOfMemoryError("full")
+        return real(cohort, server_round)
+
+    runner.backend.train = small_only
+    done = runner.train(works, 3)
+    assert tried == [4, 2, 1, 1, 1, 1]
+    assert runner.resolved.sizes == [(1, 4), (3, 2), (3, 1)]
+    assert runner.resolved.size(1) == 4
+    assert runner.resolved.size(3) == 1
+    assert all(isinstance(result, ClientResult) for result in done.values())
+
+
+def test_a_failing_client_is_named_and_costs_no_other_client():
+    setting = kit.setting(local=LocalSection(batch_size=3, epochs=1))
+    works = kit.works(setting)
+    reference = {r.client: r for r in CohortBackend(setting).train(works, 1)}
+    setting = kit.setting(local=LocalSection(batch_size=3, epochs=1))
+    works = kit.works(setting)
+    missing = np.array([10**6])
+    works[2] = ClientWork(2, works[2].state, ((missing,),), (1,), 0, 1)
+    done = engine(setting, 4).train(works, 1)
+    assert isinstance(done[2], ClientFailure)
+    assert done[2].client == 2
+    assert done[2].stage == "train"
+    for client in (0, 1, 3):
+        for name, tensor in reference[client].tensors.items():
+            torch.testing.assert_close(done[client].tensors[name], tensor)
+
+
+def test_auto_size_measures_a_client_and_is_stored():
+    seen: list = []
+    setting = kit.setting()
+    works = kit.works(setting)
+    runner = engine(setting, "auto", seen)
+    runner.train(works, 1)
+    assert seen == [runner.resolved.to_dict()]
+    assert runner.resolved.sizes[0][1] >= 1
+    assert Resolved.from_dict(runner.resolved.to_dict()) == runner.resolved
+
+
+def test_client_bytes_grow_with_the_batch():
+    def measured(batch):
+        setting = kit.setting(local=LocalSection(batch_size=batch, epochs=1))
+        return client_bytes(CohortBackend(setting), kit.works(setting, sizes=(32,))[0])
+
+    small, large = measured(4), measured(16)
+    assert 2 < large / small <= 4.2
+
+
+class Coupled(nn.Module):
+    """Adds the batch's mean to every example, as train-mode batch normalisation would."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        out = self.inner(x)
+        return out + out.mean(0, keepdim=True)
+
+
+@pytest.mark.parametrize("couple", [False, True])
+def test_the_probe_finds_models_that_couple_examples(couple):
+    setting = kit.setting()
+    if couple:
+        layer = setting.adapted.model.base_model.model.vit.layers[0].mlp
+        layer.fc1 = Coupled(layer.fc1)
+    backend, reason = choose_backend(setting, "cohort", np.arange(8))
+    assert backend.name == ("sequential" if couple else "cohort")
+    assert (reason is None) != couple
+
+
+def test_a_trained_layer_without_a_stacked_form_falls_back():
+    setting = kit.setting()
+    wrapper = setting.adapted.model.base_model.model.classifier
+    wrapper.modules_to_save["default"] = nn.Sequential(
+        wrapper.modules_to_save["default"], nn.PReLU(dtype=torch.float64)
+    )
+    fresh = read_layout(setting.adapted.model, "lora", "shared")
+    initial = {
+        s.name: setting.adapted.model.get_parameter(s.parameter).detach().clone()
+        for s in fresh.specs
+    }
+    changed = kit.replace_layout(setting, fresh, initial)
+    backend, reason = choose_backend(changed, "cohort", np.arange(8))
+    assert backend.name == "sequential"
+    assert "PReLU" in reason
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_same_on_a_gpu():
+    local = LocalSection(epochs=2, batch_size=3, lr=0.01)
+    changes = []
+    for device in ("cpu", "cuda"):
+        setting = kit.setting(local=local, dropout=0.2, device=device)
+        works = kit.works(setting)
+        results = CohortBackend(setting).train(works, 1)
+        changes.append(kit.change(setting, results, works))
+    for client, change in changes[1].items():
+        assert kit.distance(change.cpu(), changes[0][client]) < 1e-8
