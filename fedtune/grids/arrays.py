@@ -62,8 +62,11 @@ LazyArray.__qualname__ = Array.__qualname__
 
 
 def to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
-    """Tensors as a record, not serialised."""
-    return ArrayRecord({name: LazyArray(tensor) for name, tensor in tensors.items()})
+    """Tensors as a record, not serialised (ArrayRecord's constructor would copy the bytes)."""
+    record = ArrayRecord()
+    for name, tensor in tensors.items():
+        record[name] = LazyArray(tensor)
+    return record
 
 
 def to_tensor(array: Array) -> Tensor:

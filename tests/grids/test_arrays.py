@@ -1,0 +1,110 @@
+"""Lazy arrays are Flower arrays to everybody else; sizes equal what Flower serialises."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+
+from fedtune.grids.arrays import LazyArray, to_record, to_tensors
+from fedtune.grids.compat import task_identity
+from fedtune.grids.sizes import Size, message_size
+
+
+def deflated(node) -> int:
+    """Bytes of every object of a message's tree, as Flower writes them; equal ones count twice."""
+    if isinstance(node, Message):
+        children = [node.content] if node.has_content() else []
+    elif isinstance(node, RecordDict | ArrayRecord):
+        children = list(node.values())
+    else:
+        children = [c for _, c in node.slice_array()] if isinstance(node, Array) else []
+    return len(node.deflate()) + sum(deflated(child) for child in children)
+
+
+def tensors(dtype=torch.float32) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return {f"layer.{i}.lora_B.weight": torch.randn(7, i + 1).to(dtype) for i in range(4)}
+
+
+def message(content) -> Message:
+    with task_identity(7):
+        return Message(content, 123456789, "train")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
+def test_a_lazy_array_reads_as_flowers_own(dtype):
+    for tensor in tensors(dtype).values():
+        lazy, plain = LazyArray(tensor), Array(tensor.numpy())
+        assert (lazy.dtype, lazy.shape, lazy.stype) == (plain.dtype, plain.shape, plain.stype)
+        assert lazy.data == plain.data
+        assert lazy.object_id == plain.object_id
+        np.testing.assert_array_equal(lazy.numpy(), plain.numpy())
+
+
+def test_nothing_is_serialised_in_process():
+    record = to_record(tensors())
+    for name, tensor in to_tensors(record).items():
+        assert tensor.data_ptr() == record[name].__dict__["tensor"].data_ptr()
+    assert not any("bytes" in array.__dict__ for array in record.values())
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda a: pickle.loads(pickle.dumps(a))])
+def test_copies_are_plain_arrays_of_their_own(clone):
+    lazy = LazyArray(torch.arange(6.0))
+    other = clone(lazy)
+    assert type(other) is Array
+    assert other.data == lazy.data
+
+
+def test_a_copy_for_numpy_does_not_share_memory():
+    lazy = LazyArray(torch.zeros(3))
+    lazy.numpy()[0] = 9
+    assert float(to_tensors(ArrayRecord({"x": lazy}))["x"][0]) == 0
+
+
+def test_setting_the_bytes_changes_the_tensor():
+    lazy = LazyArray(torch.zeros(3))
+    lazy.data = Array(np.ones(3, dtype=np.float32)).data
+    np.testing.assert_array_equal(lazy.numpy(), np.ones(3))
+
+
+CONTENTS = {
+    "lazy arrays": lambda: RecordDict({"arrays": to_record(tensors())}),
+    "plain arrays": lambda: RecordDict(
+        {"arrays": ArrayRecord({n: Array(t.numpy()) for n, t in tensors().items()})}
+    ),
+    "several chunks": lambda: RecordDict({"arrays": to_record({"x": torch.randn(1_400_000)})}),
+    "a scalar and an empty array": lambda: RecordDict(
+        {"arrays": to_record({"x": torch.tensor(1.5), "y": torch.zeros(0, 3)})}
+    ),
+    "all records": lambda: RecordDict(
+        {
+            "arrays": to_record(tensors(torch.float64)),
+            "metrics": MetricRecord({"num-examples": 12, "loss": 0.5, "many": [1.0, 2.0]}),
+            "config": ConfigRecord({"server-round": 3, "name": "abc", "blob": b"123"}),
+        }
+    ),
+    "nothing": RecordDict,
+}
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_sizes_equal_what_flower_serialises(name):
+    sent = message(CONTENTS[name]())
+    size = message_size(sent)
+    records = sent.content.array_records.values()
+    assert size.payload == sum(a.numpy().nbytes for r in records for a in r.values())
+    assert size.payload + size.framing == deflated(sent)
+    reply = Message(CONTENTS[name](), reply_to=sent)
+    whole = message_size(reply)
+    assert whole.payload + whole.framing == deflated(reply)
+
+
+def test_an_error_reply_has_no_payload():
+    reply = Message(Error(2, "broken"), reply_to=message(RecordDict()))
+    assert message_size(reply) == Size(0, deflated(reply))
