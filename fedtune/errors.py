@@ -26,4 +26,5 @@ class ClientFailure(RunError):
         self.client = client
         self.stage = stage
         self.reason = cause if isinstance(cause, str) else f"{type(cause).__name__}: {cause}"
+        self.__cause__ = cause if isinstance(cause, BaseException) else None
         super().__init__(f"client {client} failed in {stage}: {self.reason}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,8 +18,11 @@ from fedtune.grids.arrays import to_record, to_tensors
 from fedtune.grids.directory import Directory, directory_of
 from fedtune.grids.replies import reply_fault
 from fedtune.participation import Participation
+from fedtune.randomness import key_of
 from fedtune.rules import RULES
 from fedtune.rules.weights import policy_weights
+
+LOGGER = logging.getLogger("strategies")
 
 
 @dataclass
@@ -100,8 +104,7 @@ class AdapterStrategy(FlowerFedAvg):
         records = [next(iter(content.array_records.values())) for content in contents]
         updates = torch.stack([self._difference(to_tensors(record)) for record in records])
         update, _ = self.rule(updates, weights.to(updates.device))
-        metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
-        return to_record(self._apply(update)), metrics
+        return to_record(self._apply(update)), self._train_metrics(contents)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -110,7 +113,8 @@ class AdapterStrategy(FlowerFedAvg):
         if self.fraction_evaluate == 0.0:
             return []
         self._directory = self._wait_for_clients(grid)
-        share = Participation("fraction", self.fraction_evaluate, self.participation.seed)
+        seed = key_of("evaluate", self.participation.seed)
+        share = Participation("fraction", self.fraction_evaluate, seed)
         clients = share.draw(self._directory.clients, server_round)
         kind = MessageType.EVALUATE
         return [self._message(client, arrays, config, server_round, kind) for client in clients]
@@ -138,6 +142,15 @@ class AdapterStrategy(FlowerFedAvg):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take back what `state_dict` gave."""
 
+    def _train_metrics(self, contents: list[RecordDict]) -> MetricRecord:
+        """Means of the metrics that every reply holds."""
+        common = set.intersection(*(set(_metrics(content)) for content in contents))
+        shared = [
+            RecordDict({"metrics": MetricRecord({k: _metrics(c)[k] for k in sorted(common)})})
+            for c in contents
+        ]
+        return self.train_metrics_aggr_fn(shared, self.weighted_by_key)
+
     def _wait_for_clients(self, grid: Grid) -> Directory:
         while len((directory := directory_of(grid)).clients) < self.min_available_nodes:
             time.sleep(1)
@@ -160,6 +173,8 @@ class AdapterStrategy(FlowerFedAvg):
                 self.report.rejected[client] = fault
             else:
                 good.append((client, message.content))
+        for client, reason in {**self.report.failed, **self.report.rejected}.items():
+            LOGGER.warning("%s: reply of client %d set aside: %s", self.name, client, reason)
         return sorted(good, key=lambda pair: pair[0])
 
     def _expected(self) -> dict[str, Tensor]:
@@ -174,10 +189,14 @@ class AdapterStrategy(FlowerFedAvg):
         expected = self._expected()
         parts = update.split([tensor.numel() for tensor in expected.values()])
         moved = {
-            name: (sent + part.view(sent.shape)).to(sent.dtype)
+            name: _cast(sent + part.view(sent.shape), sent.dtype)
             for (name, sent), part in zip(expected.items(), parts, strict=True)
         }
         return {**self._sent, **moved}
+
+
+def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return (value if dtype.is_floating_point else value.round()).to(dtype)
 
 
 def _metrics(content: RecordDict) -> MetricRecord:

@@ -42,11 +42,11 @@ def lora_config(section: AdapterSection, model: nn.Module, saved: list[str]) -> 
     Raises:
         ScenarioError: for an unknown key, a field that is not supported, or no such target.
     """
-    extra = section.parameters()
-    for key in extra:
-        _check_key(key)
-    saved = [*saved, *(extra.pop("modules_to_save", None) or [])]
+    for key in section.parameters():
+        _refuse(key)
     targets = _targets(section.targets, model)
+    saved = [*saved, *_existing(section.modules_to_save or [], model)]
+    passed = {key: getattr(section, key) for key in PASSED_ON if key != "modules_to_save"}
     return LoraConfig(
         r=section.rank,
         lora_alpha=section.alpha,
@@ -54,13 +54,18 @@ def lora_config(section: AdapterSection, model: nn.Module, saved: list[str]) -> 
         target_modules=targets,
         modules_to_save=saved or None,
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),
-        **extra,
+        **{key: value for key, value in passed.items() if value is not None},
     )
 
 
-def _check_key(key: str) -> None:
-    if key in PASSED_ON:
-        return
+def _existing(modules: list[str], model: nn.Module) -> list[str]:
+    names = {part for name, _ in model.named_modules() for part in (name, name.split(".")[-1])}
+    if missing := [module for module in modules if module not in names]:
+        raise ScenarioError(f"adapter.modules_to_save = {modules!r}: no module {missing[0]!r}")
+    return modules
+
+
+def _refuse(key: str) -> None:
     fields = {field.name for field in dataclasses.fields(LoraConfig)}
     if key in RENAMED:
         raise ScenarioError(f"adapter.{key}: unknown key; write adapter.{RENAMED[key]}")

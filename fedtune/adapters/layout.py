@@ -135,8 +135,8 @@ def initial_tensors(
     """The adapter before round 1, float32 on the CPU: a pure function of seed and names.
 
     A is Kaiming-uniform (a = √5), so U(±1/√d_in), and B is 0, as PEFT initialises them; each A has
-    a stream of its own. Head tensors that the checkpoint holds are kept; new weights are uniform
-    with standard deviation `head_std`, new vectors are 0.
+    a stream of its own. Head tensors that the checkpoint holds are kept; new matrices are uniform
+    with standard deviation `head_std`, new normalisation weights are 1, new biases 0.
 
     Args:
         layout: the adapter's tensors.
@@ -151,6 +151,8 @@ def _initial(spec: TensorSpec, seed: int, head: Mapping[str, Tensor], head_std: 
     if spec.name in head:
         kept: Tensor = head[spec.name].detach().float().cpu().clone()
         return kept
+    if len(spec.shape) < 2 and spec.name.endswith(".weight"):
+        return torch.ones(spec.shape)
     if spec.role == "B" or len(spec.shape) < 2:
         return torch.zeros(spec.shape)
     bound: float = spec.shape[1] ** -0.5 if spec.role == "A" else head_std * 3.0**0.5

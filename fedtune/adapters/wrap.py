@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import dataclass
 
@@ -78,17 +79,18 @@ def wrap(
     Raises:
         ScenarioError: if the targets match nothing or something that is not a linear layer.
     """
-    config = lora_config(section, base.model, base.head)
-    config.base_model_name_or_path = base.source
     names = {n: p.detach().clone() for n, p in base.model.named_parameters() if _in(n, base.head)}
     base.model.to(device=device, dtype=dtype).requires_grad_(False)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            config = lora_config(section, base.model, base.head)
+            config.base_model_name_or_path = base.source
             model = get_peft_model(base.model, config)
-    except ValueError as error:
+    except (ValueError, TypeError, KeyError, re.error) as error:
         raise refused(base.model, section, base.head, error) from None
     _check_layers(model, section)
+    _check_patterns(model, section)
     layout = read_layout(model, kind, head)
     known = {f"base_model.model.{n}": t for n, t in names.items() if n not in base.fresh}
     std = float(getattr(base.model.config, "initializer_range", 0.02))
@@ -96,10 +98,21 @@ def wrap(
     parameters = torch.float64 if dtype == torch.float64 else torch.float32
     for spec in layout.specs:
         parameter = model.get_parameter(spec.parameter)
-        parameter.data = parameter.data.to(parameters)
+        if spec.trained or spec.role != "head":
+            parameter.data = parameter.data.to(parameters)
         parameter.requires_grad_(spec.trained)
     load_tensors(model, layout.specs, initial)
     return Adapted(model.eval(), config, layout, initial)
+
+
+def _check_patterns(model: PeftModel, section: AdapterSection) -> None:
+    layers = [name for name, module in model.named_modules() if isinstance(module, LoraLinear)]
+    for key in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(section, key) or {}:
+            if not any(re.match(rf"(.*\.)?({pattern})$", layer) for layer in layers):
+                raise ScenarioError(
+                    f"adapter.{key}: {pattern!r} matches none of the adapted layers"
+                )
 
 
 def _in(name: str, modules: list[str]) -> bool:

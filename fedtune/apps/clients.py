@@ -93,8 +93,9 @@ class CohortClients:
 
     def _reply(self, message: Message, result: ClientResult) -> Message:
         layout = self.engine.setting.layout
-        if layout.kept:
-            self.store.put(result.client, {s.name: result.tensors[s.name] for s in layout.kept})
+        kept = {s.name: result.tensors[s.name].clone() for s in layout.kept}
+        if kept and all(bool(tensor.isfinite().all()) for tensor in kept.values()):
+            self.store.put(result.client, kept)
         arrays = to_record({s.name: result.tensors[s.name] for s in layout.sent})
         metrics = MetricRecord({"num-examples": result.examples, "loss": result.loss})
         return Message(RecordDict({ARRAYS: arrays, METRICS: metrics}), reply_to=message)

@@ -11,15 +11,16 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 
-from fedtune.errors import FedtuneError, ScenarioError
+from fedtune import __version__
+from fedtune.errors import FedtuneError, RunError, ScenarioError
 from fedtune.scenario import Scenario
 
 app = typer.Typer(
     name="fedtune",
     help="Federated fine-tuning of low-rank adapters.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -57,12 +58,17 @@ def run(
     from fedtune.runs import api
 
     observer = ConsoleObserver(quiet=as_json)
+    path = resume or out or api.new_path(Path(scenario or "run").stem)
+    go_on = f"finished rounds are kept; go on with: fedtune run --resume {path}"
     try:
-        if resume is not None:
-            directory = api.resume(resume, set_ or [], observer)
+        if scenario is not None:
+            directory = api.run(scenario, set_ or [], path, observer)
         else:
-            assert scenario is not None
-            directory = api.run(scenario, set_ or [], out, observer)
+            directory = api.resume(path, set_ or [], observer)
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; {go_on}") from None
+    except RunError as error:
+        raise RunError(f"{error}; {go_on}") from error
     finally:
         observer.close()
     if as_json:
@@ -132,27 +138,34 @@ def doctor(as_json: Json = False) -> None:
             typer.echo(f"  {name:<16} {text}")
 
 
+class Interrupted(FedtuneError):
+    """Ctrl-C during a run."""
+
+
 @app.callback(invoke_without_command=True)
-def _version(
+def _start(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
-        from fedtune import __version__
-
         typer.echo(f"fedtune {__version__}")
-        raise typer.Exit
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def main() -> None:
-    """The console script."""
+    """The console script; every mistake ends in one line."""
     try:
-        app()
+        code = app(standalone_mode=False)
     except ScenarioError as error:
         _fail(str(error), 2)
+    except (Interrupted, click.exceptions.Abort, KeyboardInterrupt) as error:
+        _fail(str(error) or "interrupted", 130)
     except FedtuneError as error:
         _fail(str(error), 1)
-    except KeyboardInterrupt:
-        _fail("interrupted; finished rounds are kept, go on with fedtune run --resume DIR", 130)
+    except click.ClickException as error:
+        _fail(error.format_message(), error.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(text: str, code: int) -> None:

@@ -14,7 +14,7 @@ from fedtune.cohort.backend import Backend, Setting
 from fedtune.cohort.plan import ClientResult, ClientWork
 from fedtune.cohort.sizing import fitting_size, out_of_memory, release
 from fedtune.cohort.together import CohortBackend
-from fedtune.errors import ClientFailure
+from fedtune.errors import ClientFailure, RunError
 from fedtune.tasks.base import Data, Rows
 
 EVALUATION_ROWS = 256
@@ -38,7 +38,7 @@ class Resolved:
 
     def size(self, server_round: int) -> int:
         """The cohort size in force in a round."""
-        return [size for first, size in self.sizes if first <= server_round][-1]
+        return min(size for first, size in self.sizes if first <= server_round)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values for JSON."""
@@ -89,11 +89,16 @@ class Engine:
             try:
                 return self._train(works, server_round)
             except Exception as error:
-                size = self.resolved.size(server_round)
-                if not out_of_memory(error) or size == 1:
+                size = min(self.resolved.size(server_round), len(works))
+                if not out_of_memory(error):
                     raise
-                release(self.setting.device)
-                self._resolve(server_round, max(1, size // 2))
+                if size == 1:
+                    raise RunError(
+                        "out of memory with one client at a time; lower local.batch_size, raise "
+                        "local.accumulation, or set engine.precision = 'bfloat16'"
+                    ) from error
+            release(self.setting.device)
+            self._resolve(server_round, max(1, size // 2))
 
     def evaluate(self, state: Tensors, data: Data, rows: Rows) -> dict[str, float]:
         """Mean loss and metrics of the model with the given trained tensors over rows of data."""

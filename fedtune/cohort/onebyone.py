@@ -29,7 +29,8 @@ class SequentialBackend:
         self.setting = setting
         self.model = setting.adapted.model
         self.binding = Binding()
-        key_dropout(self.model, self.binding)
+        trains_head = any(spec.role == "head" for spec in setting.layout.trained)
+        key_dropout(self.model, self.binding, head=trains_head)
         self.parameters = [self.model.get_parameter(s.parameter) for s in setting.layout.trained]
         load_tensors(self.model, setting.layout.frozen, setting.adapted.initial)
 
@@ -111,15 +112,18 @@ def make_optimizer(local: LocalSection, parameters: list[nn.Parameter]) -> torch
     return kind(parameters, local.lr, betas, local.eps, local.weight_decay)
 
 
-def key_dropout(model: nn.Module, binding: Binding) -> None:
-    """Replace the dropout of adapters and trained heads by the keyed one, in place.
+def key_dropout(model: nn.Module, binding: Binding, *, head: bool) -> None:
+    """Replace the dropout of adapters and, where `head`, of heads by the keyed one, in place.
 
-    Names are those that the stacked layers use, so both backends drop the same positions.
+    Names are those that the stacked layers use, so both backends drop the same positions. The
+    dropout of a head that is not trained stays off, as the base's does.
     """
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Dropout) and ".lora_dropout" in name:
+        if not isinstance(module, nn.Dropout | CohortDropout):
+            continue
+        if ".lora_dropout" in name:
             owner = name.split(".lora_dropout")[0]
-        elif isinstance(module, nn.Dropout) and ".modules_to_save.default" in name:
+        elif head and ".modules_to_save.default" in name:
             owner = name.replace(".modules_to_save.default", "")
         else:
             continue

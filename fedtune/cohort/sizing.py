@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 
 import psutil
 import torch
@@ -43,8 +44,10 @@ def client_bytes(backend: CohortBackend, work: ClientWork) -> int:
             seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    largest = max((batch for step in work.steps for batch in step), key=len)
+    one_batch = replace(work, steps=((largest,),), epoch_ends=(1,))
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        backend.gradient([work], 0)
+        backend.gradient([one_batch], 0)
     width = backend.setting.layout.width
     return (
         sum(seen.values())

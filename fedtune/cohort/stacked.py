@@ -141,7 +141,7 @@ def stack_head(module: nn.Module, binding: Binding, name: str) -> nn.Module:
     """
     if form := _STACKED_FORMS.get(type(module)):
         return form(module, binding, name)
-    if isinstance(module, nn.Dropout):
+    if isinstance(module, nn.Dropout | CohortDropout):
         return CohortDropout(binding, name, module.p)
     if any(True for _ in module.parameters(recurse=False)):
         raise NotStackableError(f"{name} is a trained {type(module).__name__}")

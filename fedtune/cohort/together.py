@@ -101,6 +101,7 @@ class _Cohort:
         self.active = list(range(len(works)))
         self.losses: list[tuple[list[int], Tensor]] = []
         self.stopped: set[int] = set()
+        self.epoch_sums = torch.zeros(len(works), dtype=master, device=device)
         self.epoch_losses: list[list[float]] = [[] for _ in works]
         self.rates = [
             step_rates(self.setting.local, len(w.steps), server_round, self.setting.rounds)
@@ -189,13 +190,16 @@ class _Cohort:
     def _watch(self, step: int) -> None:
         rule = self.setting.local.early_stopping
         assert rule is not None
-        for k in self.active:
-            ends = self.works[k].epoch_ends
-            if step + 1 not in ends:
-                continue
-            start = ends[ends.index(step + 1) - 1] if ends.index(step + 1) else 0
-            epoch = [float(v[a.index(k)]) for a, v in self.losses[start : step + 1]]
-            self.epoch_losses[k].append(sum(epoch) / len(epoch))
+        self.epoch_sums[self.active] += self.losses[-1][1]
+        ended = [k for k in self.active if step + 1 in self.works[k].epoch_ends]
+        if not ended:
+            return
+        sums = self.epoch_sums.tolist()
+        self.epoch_sums[ended] = 0.0
+        for k in ended:
+            ends = (0, *self.works[k].epoch_ends)
+            steps = step + 1 - ends[ends.index(step + 1) - 1]
+            self.epoch_losses[k].append(sums[k] / steps)
             if out_of_patience(self.epoch_losses[k], rule):
                 self.stopped.add(k)
 

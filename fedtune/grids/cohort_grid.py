@@ -79,11 +79,11 @@ class CohortGrid(Grid):
         return [self._directory.node(client) for client in self._directory.clients]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Answer messages at once; the replies wait to be pulled."""
+        """Answer messages at once; the replies wait to be pulled. Ids are as long as Flower's."""
         pushed = list(messages)
         for message in pushed:
             self._sent += 1
-            set_message_id(message, f"message-{self._sent}")
+            set_message_id(message, f"{self._sent:064x}")
         addressed = [(self._directory.client(m.metadata.dst_node_id), m) for m in pushed]
         answers = self.clients.handle(addressed) if addressed else []
         for message, answer in zip(pushed, answers, strict=True):
@@ -102,7 +102,7 @@ class CohortGrid(Grid):
 
     def _reply(self, message: Message, answer: Message | ClientFailure) -> Message:
         if isinstance(answer, Message):
-            set_message_id(answer, f"reply-to-{message.metadata.message_id}")
+            set_message_id(answer, f"{self._sent + 1:064x}")
             return answer
         if self.on_error == "raise":
             raise answer

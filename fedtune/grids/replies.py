@@ -24,7 +24,11 @@ def reply_fault(content: RecordDict, expected: Mapping[str, Tensor], weight_key:
     """
     if len(content.array_records) != 1 or len(content.metric_records) != 1:
         return "must hold exactly one ArrayRecord and one MetricRecord"
-    weight = next(iter(content.metric_records.values())).get(weight_key)
+    metrics = next(iter(content.metric_records.values()))
+    for key, value in metrics.items():
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            return f"metric {key} = {value!r}: must be one finite number"
+    weight = metrics.get(weight_key)
     if not isinstance(weight, int | float) or not 0 < weight <= MOST_EXAMPLES:
         return f"{weight_key} = {weight!r}: must be a number above 0"
     return _array_fault(next(iter(content.array_records.values())), expected)

@@ -36,7 +36,10 @@ class AppClients:
     def _answer(self, client: int, message: Message) -> Message | ClientFailure:
         own = with_content(message, copy.deepcopy(message.content))
         try:
-            return self.app(own, self._context(client, message))
+            answer = self.app(own, self._context(client, message))
+            if not isinstance(answer, Message):
+                raise TypeError(f"the app answered with {type(answer).__name__}, not a Message")
+            return answer
         except Exception as error:
             return ClientFailure(client, message.metadata.message_type, error)
 

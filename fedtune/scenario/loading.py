@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
@@ -17,6 +17,8 @@ from fedtune.errors import ScenarioError
 from fedtune.scenario.schema import Scenario
 
 Overrides = Mapping[str, Any] | Sequence[str]
+_TYPE_NAMES = {"str", "int", "float", "bool", "list", "dict"}
+_EXCLUSIVE = {"local.steps": "epochs", "local.epochs": "steps"}
 
 
 def scenario_names() -> dict[str, str]:
@@ -26,18 +28,19 @@ def scenario_names() -> dict[str, str]:
     return {f.name.removesuffix(".toml"): _title(f.read_text("utf-8")) for f in files}
 
 
-def load_scenario(source: str | Path, overrides: Overrides = ()) -> Scenario:
+def load_scenario(source: str | Path | Scenario, overrides: Overrides = ()) -> Scenario:
     """Read a scenario and lay `--set` values over it.
 
     Args:
-        source: a path, or the name of a file in `simulations/`.
+        source: a path, the name of a file in `simulations/`, or a scenario.
         overrides: `key=value` strings (a value is TOML, else plain text) or a mapping of dotted
             keys to values.
 
     Raises:
         ScenarioError: naming the key, what was given and what is allowed.
     """
-    raw = _read(source)
+    given = source.model_dump() if isinstance(source, Scenario) else _read(source)
+    raw = {key: value for key, value in given.items() if value is not None}
     pairs = overrides.items() if isinstance(overrides, Mapping) else map(_parse, overrides)
     for key, value in pairs:
         _put(raw, key, value)
@@ -64,7 +67,7 @@ def _title(text: str) -> str:
 
 def _read(source: str | Path) -> dict[str, Any]:
     path = Path(source)
-    if path.suffix != ".toml" and not path.exists():
+    if path.suffix != ".toml" and not path.is_file():
         shipped = resources.files("simulations") / f"{source}.toml"
         if not shipped.is_file():
             raise ScenarioError(
@@ -101,6 +104,8 @@ def _put(raw: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(table, dict):
             raise ScenarioError(f"{key} = {value!r}: {part} is a value, not a table")
     table[last] = value
+    if key in _EXCLUSIVE:
+        table.pop(_EXCLUSIVE[key], None)
 
 
 def _one_line(error: ValidationError) -> str:
@@ -113,7 +118,8 @@ def _line(detail: ErrorDetails) -> str:
     path = [str(part) for part in detail["loc"]]
     if detail["type"] == "extra_forbidden":
         return _unknown_key(path)
-    key = ".".join(part for part in path if part.isidentifier()) or "scenario"
+    known = [part for part in path if part.isidentifier() and part not in _TYPE_NAMES]
+    key = ".".join(known) or "scenario"
     given = "" if isinstance(detail["input"], dict | BaseModel) else f" = {detail['input']!r}"
     reason = detail["msg"].removeprefix("Value error, ")
     return f"{key}{given}: {reason[0].lower()}{reason[1:]}"
@@ -123,8 +129,9 @@ def _unknown_key(path: list[str]) -> str:
     model: type[BaseModel] = Scenario
     for part in path[:-1]:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
+        for choice in (annotation, *get_args(annotation)):
+            if isinstance(choice, type) and issubclass(choice, BaseModel):
+                model = choice
     allowed = list(model.model_fields)
     close = difflib.get_close_matches(path[-1], allowed, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""

@@ -11,19 +11,24 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 class Section(BaseModel):
     """A table of the scenario file: strict types, no unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 class OpenSection(Section):
     """A table that carries further parameters of the part it names; that part checks them."""
 
-    model_config = ConfigDict(extra="allow", strict=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="allow", strict=True, validate_default=True, allow_inf_nan=False
+    )
 
     def parameters(self) -> dict[str, Any]:
         """The keys beyond the section's own."""
@@ -48,9 +53,7 @@ class TaskSection(Section):
 class PartitionSection(OpenSection):
     """How examples are dealt to clients; the other keys are those of the flwr-datasets class."""
 
-    kind: Literal["iid", "dirichlet", "pathological", "shard", "linear", "square", "natural"] = (
-        "iid"
-    )
+    kind: Literal["iid", "dirichlet", "pathological", "shard", "linear", "square"] = "iid"
 
 
 class Participation(Section):
@@ -86,7 +89,7 @@ class ClientsSection(Section):
 
 
 class AdapterSection(OpenSection):
-    """The adapter, by the fields of `peft.LoraConfig`; any further field of it may be given."""
+    """The adapter, by the fields of `peft.LoraConfig`; those not here are refused by name."""
 
     kind: Literal["auto", "lora", "ffa", "none"] = Field(
         "auto", description="auto: the strategy's own; none: only the head is trained"
@@ -97,6 +100,13 @@ class AdapterSection(OpenSection):
     targets: str | list[str] = Field(
         "auto", description="module names or a pattern, as LoraConfig.target_modules takes them"
     )
+    exclude_modules: str | list[str] | None = None
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: str | list[str] | None = None
+    modules_to_save: list[str] | None = None
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] | None = None
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] | None = None
+    use_rslora: bool = False
 
 
 class EarlyStopping(Section):
@@ -118,7 +128,7 @@ class LocalSection(Section):
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-3
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    betas: Annotated[list[Probability], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    betas: Annotated[list[Beta], Field(min_length=2, max_length=2)] = [0.9, 0.999]
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip: Annotated[float, Field(gt=0)] | None = Field(

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError
 from PIL import Image
+from safetensors import SafetensorError
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from transformers import AutoImageProcessor, AutoModelForImageClassification
@@ -77,7 +79,7 @@ def load_image_base(task: TaskSection, classes: list[str]) -> PretrainedBase:
             output_loading_info=True,
             dtype=torch.float32,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ScenarioError(f"task.base = {task.base!r}: {_first(error)}") from None
     finally:
         transformers_logging.set_verbosity(verbosity)
@@ -107,8 +109,12 @@ def process(path: str, channels: int, images: list[Image.Image], labels: Iterabl
     """
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
-    processor = AutoImageProcessor.from_pretrained(path)
-    transformers_logging.set_verbosity(verbosity)
+    try:
+        processor = AutoImageProcessor.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ScenarioError(f"task.base = {path!r}: no image processor: {_first(error)}") from None
+    finally:
+        transformers_logging.set_verbosity(verbosity)
     mode = "L" if channels == 1 else "RGB"
     arrays = [np.atleast_3d(np.asarray(image.convert(mode))) for image in images]
     pixels = processor(arrays, return_tensors="pt", input_data_format="channels_last")
@@ -149,15 +155,27 @@ def _saved(task: TaskSection) -> ImageSplits:
         values = part[task.label]
         index = {name: i for i, name in enumerate(names)}
         if getattr(feature, "names", None):
-            return np.asarray(values, dtype=np.int64)
+            return _in_range(np.asarray(values, dtype=np.int64), task, len(names))
         if unknown := {str(v) for v in values} - index.keys():
             raise ScenarioError(f"task.label = {task.label!r}: {min(unknown)} is not in training")
         return np.asarray([index[str(v)] for v in values], dtype=np.int64)
 
     train, test = splits["train"], splits["test"]
+    if not isinstance(train[0][task.image], Image.Image):
+        found = type(train[0][task.image]).__name__
+        raise ScenarioError(f"task.image = {task.image!r}: holds {found}, must hold images")
     return ImageSplits(
         (list(train[task.image]), labels(train)), (list(test[task.image]), labels(test)), names
     )
+
+
+def _in_range(labels: Any, task: TaskSection, classes: int) -> Any:
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise ScenarioError(
+            f"task.label = {task.label!r}: holds {labels.min()} to {labels.max()} for "
+            f"{classes} classes"
+        )
+    return labels
 
 
 def _dataset(source: str) -> DatasetDict:
@@ -169,10 +187,12 @@ def _dataset(source: str) -> DatasetDict:
             found = load_dataset(FILES[path.suffix], data_files=str(path))
         else:
             found = load_from_disk(str(path)) if path.is_dir() else load_dataset(source)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, DatasetGenerationError) as error:
         raise ScenarioError(f"task.data = {source!r}: {_first(error)}") from None
     if isinstance(found, Dataset):
         found = DatasetDict({"train": found})
+    if "train" not in found:
+        raise ScenarioError(f"task.data = {source!r}: has no split 'train'; it has: {list(found)}")
     if "test" not in found:
         return found["train"].train_test_split(test_size=TEST_SHARE, seed=0)
     return found

@@ -81,6 +81,10 @@ def _synthetic(scenario: Scenario, device: torch.device, dtype: torch.dtype) -> 
     classes = [str(c) for c in range(CLASSES)]
     base = load_image_base(scenario.task, classes)
     config = base.model.config
+    if not isinstance(getattr(config, "image_size", None), int):
+        raise ScenarioError(
+            f"task.data = 'builtin:synthetic': {scenario.task.base} does not say its image_size"
+        )
     side = int(config.image_size)
     shape = (int(getattr(config, "num_channels", 3)), side, side)
     clients = EvenRows(scenario.clients.count, scenario.clients.examples)

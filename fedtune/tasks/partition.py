@@ -23,7 +23,6 @@ CLASSES = {
     "shard": flwr_partitioners.ShardPartitioner,
     "linear": flwr_partitioners.LinearPartitioner,
     "square": flwr_partitioners.SquarePartitioner,
-    "natural": flwr_partitioners.NaturalIdPartitioner,
 }
 _SET = {"self", "num_partitions", "partition_by", "seed", "shuffle"}
 
@@ -33,7 +32,6 @@ def partition(
     section: PartitionSection,
     count: int,
     seed: int,
-    groups: NDArray[Any] | None = None,
 ) -> list[Rows]:
     """The rows of each client, sorted; a client may be left empty.
 
@@ -42,7 +40,6 @@ def partition(
         section: the scenario's `clients.partition`.
         count: number of clients.
         seed: of the run.
-        groups: every row's natural client, (n,), for kind `natural`.
 
     Raises:
         ScenarioError: if the setting is unknown to the partitioner or cannot be met.
@@ -53,18 +50,15 @@ def partition(
         )
     draw = generator("partition", seed)
     order = draw.permutation(len(labels))
-    by = labels if section.kind != "natural" else groups
-    if by is None:
-        raise ScenarioError("clients.partition.kind = 'natural': this data has no natural clients")
     maker = _partitioner(section, count, int(draw.integers(2**31)))
-    maker.dataset = Dataset.from_dict({"by": by[order], "row": order})
+    maker.dataset = Dataset.from_dict({"by": labels[order], "row": order})
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if maker.num_partitions < count:
                 raise ValueError(f"it yields {maker.num_partitions} clients")
             parts = [_rows(maker, client) for client in range(count)]
-    except (ValueError, IndexError, KeyError) as error:
+    except (ValueError, IndexError, KeyError, TypeError) as error:
         reason = str(error).split("\n", 1)[0]
         raise ScenarioError(
             f"clients.partition = {section.model_dump()} cannot be met for clients.count = "

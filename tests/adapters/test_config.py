@@ -8,8 +8,8 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from fedtune.adapters import config as config_module
 from fedtune.adapters.config import DETECTED, PASSED_ON, RENAMED, lora_config
+from fedtune.adapters.layout import Layout, TensorSpec, initial_tensors
 from fedtune.cohort.onebyone import SequentialBackend
 from fedtune.cohort.together import CohortBackend
 from fedtune.errors import ScenarioError
@@ -19,10 +19,10 @@ from tests.cohort import kit
 
 @pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(LoraConfig)])
 def test_every_field_of_loraconfig_is_honoured_or_refused_by_name(name):
-    section = AdapterSection.model_validate({"rank": 2, name: None})
     if name in PASSED_ON:
-        assert lora_config(section, kit.vit(), ["classifier"]).r == 2
+        assert name in AdapterSection.model_fields
         return
+    section = AdapterSection.model_validate({"rank": 2, name: None})
     with pytest.raises(ScenarioError, match=f"adapter.{name}"):
         lora_config(section, kit.vit(), [])
 
@@ -77,11 +77,28 @@ def test_passed_on_fields_train_alike_in_both_backends(adapter):
         assert kit.distance(found[0][client], found[1][client]) < 1e-8
 
 
-def test_the_negative_control_of_the_field_list(monkeypatch):
-    """A field that is passed on but not in the list is refused: the list is what decides."""
-    monkeypatch.setattr(config_module, "PASSED_ON", ())
-    with pytest.raises(ScenarioError, match=r"adapter\.use_rslora"):
-        kit.adapted(use_rslora=True)
+@pytest.mark.parametrize(
+    ("adapter", "said"),
+    [
+        ({"layers_pattern": "layer"}, "adapter"),
+        ({"targets": "["}, "adapter"),
+        ({"modules_to_save": ["nosuch"]}, "adapter.modules_to_save"),
+        ({"rank_pattern": {"nosuch": 2}}, "adapter.rank_pattern"),
+    ],
+)
+def test_patterns_that_cannot_work_are_one_line(adapter, said):
+    with pytest.raises(ScenarioError, match=said):
+        kit.adapted(**adapter)
+
+
+def test_a_new_normalisation_layer_of_a_head_starts_as_the_identity():
+    specs = (
+        TensorSpec("head.norm.weight", "", (4,), "head", True, True),
+        TensorSpec("head.norm.bias", "", (4,), "head", True, True),
+    )
+    made = initial_tensors(Layout(specs), 0, {}, 0.02)
+    assert made["head.norm.weight"].tolist() == [1.0] * 4
+    assert made["head.norm.bias"].tolist() == [0.0] * 4
 
 
 def test_only_b_is_trained_under_ffa_and_a_differs_by_layer():

@@ -9,11 +9,12 @@ from torch import nn
 
 from fedtune.adapters.layout import read_layout
 from fedtune.cohort.engine import Engine, Resolved, cohorts
+from fedtune.cohort.onebyone import SequentialBackend
 from fedtune.cohort.plan import ClientResult, ClientWork
 from fedtune.cohort.probe import choose_backend
 from fedtune.cohort.sizing import client_bytes
 from fedtune.cohort.together import CohortBackend, fold
-from fedtune.errors import ClientFailure
+from fedtune.errors import ClientFailure, RunError
 from fedtune.scenario.schema import LocalSection
 from tests.cohort import kit
 
@@ -135,6 +136,51 @@ def test_a_trained_layer_without_a_stacked_form_falls_back():
     backend, reason = choose_backend(changed, "cohort", np.arange(8))
     assert backend.name == "sequential"
     assert "PReLU" in reason
+
+
+def test_head_dropout_survives_the_probe():
+    """The probe must not leave the head's dropout with a stranger's keys."""
+    setting = kit.setting(kit.roberta, local=LocalSection(epochs=2, batch_size=3, lr=0.01))
+    backend, reason = choose_backend(setting, "cohort", np.arange(8))
+    assert (backend.name, reason) == ("cohort", None)
+    works = kit.works(setting)
+    found = kit.change(setting, backend.train(works, 1), works)
+    reference = kit.setting(kit.roberta, local=setting.local)
+    plain = kit.change(reference, SequentialBackend(reference).train(works, 1), works)
+    for client, change in found.items():
+        assert kit.distance(change, plain[client]) < 1e-8
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("model", [kit.vit, kit.roberta])
+def test_a_frozen_head_trains_alike_with_its_dropout_off(model, dtype):
+    setting = kit.setting(model, head="frozen", dtype=dtype)
+    backend, reason = choose_backend(setting, "cohort", np.arange(8))
+    assert (backend.name, reason) == ("cohort", None)
+    assert all(np.isfinite(r.loss) for r in backend.train(kit.works(setting), 1))
+
+
+def test_measuring_a_client_gives_the_same_number_again():
+    setting = kit.setting(local=LocalSection(batch_size=4, accumulation=2, epochs=1))
+    backend, works = CohortBackend(setting), kit.works(setting)
+    assert len({client_bytes(backend, works[1]) for _ in range(5)}) == 1
+
+
+def test_a_halving_is_never_undone_by_a_later_entry():
+    resolved = Resolved("cohort", "cpu", 1, [(1, 32), (7, 8), (6, 16)])
+    assert [resolved.size(r) for r in (5, 6, 7, 8)] == [32, 16, 8, 8]
+
+
+def test_out_of_memory_with_one_client_is_a_line_not_a_traceback():
+    setting = kit.setting(local=LocalSection(batch_size=3, epochs=1))
+    runner = engine(setting, 1)
+
+    def full(cohort, server_round):
+        raise torch.OutOfMemoryError("full")
+
+    runner.backend.train = full
+    with pytest.raises(RunError, match=r"lower local\.batch_size"):
+        runner.train(kit.works(setting), 1)
 
 
 @pytest.mark.gpu

@@ -55,6 +55,11 @@ def test_every_shipped_scenario_is_valid_and_has_a_title(name):
         ("clients.participation.value=0.0", "a fraction is one number in (0, 1]"),
         ("clients.participation={kind='bernoulli',value=[0.5]}", "1 probabilities"),
         ("run.seed=-1", "run.seed = -1"),
+        ("local.betas=[0.9,1.0]", "local.betas"),
+        ("local.lr=inf", "local.lr = inf"),
+        ("adapter.targets=3", "adapter.targets = 3"),
+        ("adapter.use_rslora='no'", "adapter.use_rslora = 'no'"),
+        ("local.early_stopping.foo=1", "allowed: patience, min_delta"),
         ("novalue", "must be key=value"),
     ],
 )
@@ -66,8 +71,12 @@ def test_a_mistake_is_one_line_that_names_it(file, override, said):
 
 
 def test_steps_and_epochs_exclude_each_other(file):
+    file.write_text("[local]\nsteps = 3\nepochs = 1\n")
     with pytest.raises(ScenarioError, match="steps or epochs, not both"):
-        load_scenario(file, ["local.steps=1", "local.epochs=1"])
+        load_scenario(file)
+    file.write_text("[local]\nepochs = 2\n")
+    local = load_scenario(file, ["local.steps=5"]).local
+    assert (local.steps, local.epochs) == (5, None)
 
 
 @pytest.mark.parametrize("source", ["absent", "absent.toml"])

@@ -111,6 +111,8 @@ def test_ffa_sets_an_upload_with_a_aside():
         (lambda a, m: m.update({"num-examples": float("nan")}), "num-examples"),
         (lambda a, m: m.update({"num-examples": 1e300}), "num-examples"),
         (lambda a, m: m.pop("num-examples"), "num-examples"),
+        (lambda a, m: m.update({"loss": [1.0, 2.0]}), "metric loss"),
+        (lambda a, m: m.update({"loss": float("nan")}), "metric loss"),
         (lambda a, m: a.update({"extra": a[A]}), "not asked for"),
     ],
 )

@@ -68,7 +68,7 @@ def test_empty_clients_are_kept_but_cannot_be_drawn():
         ({"kind": "dirichlet", "alpha": -1.0}, 10, "greater than zero"),
         ({"kind": "pathological", "num_classes_per_partition": 11}, 10, "cannot be met"),
         ({"kind": "iid", "alpha": 1.0}, 10, "clients.partition.alpha: unknown key"),
-        ({"kind": "natural"}, 10, "no natural clients"),
+        ({"kind": "pathological", "num_classes_per_partition": "2"}, 10, "cannot be met"),
     ],
 )
 def test_a_partition_that_cannot_be_met_is_one_line(section, count, said):

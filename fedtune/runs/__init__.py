@@ -1,0 +1,1 @@
+"""Runs: building one from a scenario, its rounds, its directory, resuming and exporting it."""

@@ -1,0 +1,198 @@
+"""Runs from Python: `fedtune.run("quickstart", {"run.rounds": 5})`."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+import time
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedtune import __version__
+from fedtune.cohort.engine import Resolved
+from fedtune.errors import ScenarioError
+from fedtune.report.curve import draw_curve
+from fedtune.report.partition import draw_partition
+from fedtune.runs.build import Federation, build, settle_paths
+from fedtune.runs.checkpoints import load_checkpoint
+from fedtune.runs.directory import RunDirectory
+from fedtune.runs.export import save_result
+from fedtune.runs.loop import Observer, ServerState, run_rounds, start_state
+from fedtune.scenario import Scenario, load_scenario
+from fedtune.scenario.loading import Overrides, validate
+from fedtune.tasks.clients import DealtRows
+
+PACKAGES = ("flwr", "numpy", "peft", "torch", "transformers")
+RESUMABLE = ("run.rounds", "run.eval_every", "run.checkpoint_every")
+
+
+class Silent:
+    """An observer that shows nothing."""
+
+    def started(self, federation: Federation, first_round: int, initial: dict[str, float]) -> None:
+        """Say nothing."""
+
+    def finished_round(self, line: dict[str, Any]) -> None:
+        """Say nothing."""
+
+
+def run(
+    scenario: str | Path | Scenario,
+    overrides: Overrides = (),
+    out: str | Path | None = None,
+    observer: Observer | None = None,
+) -> RunDirectory:
+    """Run a scenario to its end.
+
+    Args:
+        scenario: a path, the name of a shipped scenario, or a `Scenario`.
+        overrides: dotted keys to values, or `key=value` strings.
+        out: the run directory to make; by default a new one under `runs/`.
+        observer: shows the run while it goes on.
+
+    Returns:
+        The run directory: `.metrics`, `.summary`, `.adapter`.
+
+    Raises:
+        ScenarioError: before anything is trained.
+        RunError: if it fails while it runs; `resume` goes on.
+    """
+    name = "run" if isinstance(scenario, Scenario) else Path(scenario).stem
+    settled = load_scenario(scenario, overrides)
+    settled = settle_paths(settled)
+    path = Path(out) if out is not None else new_path(name)
+    RunDirectory.check_free(path)
+    holder: dict[str, RunDirectory] = {}
+    federation = build(settled, on_resolve=lambda r: holder["d"].write_engine(r.to_dict()))
+    directory = holder["d"] = RunDirectory.create(path, settled)
+    clients = federation.task.clients
+    if isinstance(clients, DealtRows):
+        directory.write_partition(clients.parts)
+        labels = federation.task.train.labels
+        if labels is not None:
+            draw_partition(
+                directory.path / "partition.png", clients.parts, labels, federation.task.classes
+            )
+    return _go(federation, start_state(federation, None), directory, observer or Silent())
+
+
+def resume(
+    path: str | Path, overrides: Overrides = (), observer: Observer | None = None
+) -> RunDirectory:
+    """Go on with a run that was stopped, or lengthen one that ended.
+
+    Args:
+        path: the run directory.
+        overrides: `run.rounds`, `run.eval_every` or `run.checkpoint_every`; the rest is settled.
+        observer: shows the run while it goes on.
+
+    Raises:
+        ScenarioError: if it is no run directory, or another key is overridden.
+    """
+    directory = RunDirectory.open(Path(path))
+    scenario = _overridden(directory, overrides)
+    found = load_checkpoint(directory.checkpoints)
+    engine = directory.read_engine()
+    federation = build(
+        scenario,
+        directory.read_partition(),
+        Resolved.from_dict(engine) if engine else None,
+        lambda resolved: directory.write_engine(resolved.to_dict()),
+    )
+    directory.write_scenario(scenario)
+    directory.forget_after(found.round if found else 0)
+    state = start_state(federation, found)
+    return _go(federation, state, directory, observer or Silent())
+
+
+def _overridden(directory: RunDirectory, overrides: Overrides) -> Scenario:
+    file = directory.path / "scenario.toml"
+    before, after = load_scenario(file), load_scenario(file, overrides)
+    allowed = before.model_dump()
+    for key in RESUMABLE:
+        section, name = key.split(".")
+        allowed[section][name] = getattr(getattr(after, section), name)
+    if after.model_dump() != validate(allowed).model_dump():
+        raise ScenarioError(f"--set: a resumed run can change: {', '.join(RESUMABLE)}")
+    return after
+
+
+def _go(
+    federation: Federation, state: ServerState, directory: RunDirectory, observer: Observer
+) -> RunDirectory:
+    state = run_rounds(federation, state, directory, observer)
+    save_result(federation, state.arrays, directory)
+    directory.write_summary(summarise(federation, state, directory))
+    draw_curve(directory)
+    return directory
+
+
+def summarise(
+    federation: Federation, state: ServerState, directory: RunDirectory
+) -> dict[str, Any]:
+    """What summary.json holds."""
+    lines = directory.metrics
+    looks = [line for line in lines if line["eval"]]
+    best = min(looks, key=lambda line: (-line["eval"].get("accuracy", 0.0), line["eval"]["loss"]))
+    totals = {
+        key: sum(line[key] for line in lines)
+        for key in ("bytes_down", "bytes_up", "framing_down", "framing_up", "seconds")
+    }
+    updates = sum(line["clients"] for line in lines)
+    training = sum(line["seconds_train"] for line in lines)
+    layout = federation.adapted.layout
+    return {
+        "final": looks[-1]["eval"],
+        "best": {**best["eval"], "round": best["round"]},
+        "initial": state.initial,
+        "rounds": state.round,
+        **totals,
+        "client_updates": updates,
+        "client_updates_per_second": updates / training if training else 0.0,
+        "peak_memory_bytes": peak_memory(federation.engine.setting.device),
+        "failures": sum(line["failures"] for line in lines),
+        "rejected": sum(line["rejected"] for line in lines),
+        "empty_clients": len(federation.task.clients) - len(federation.task.clients.eligible),
+        "parameters_trained": layout.width,
+        "parameters_sent": sum(spec.size for spec in layout.sent),
+        "strategy": federation.strategy.name,
+        "adapter": federation.scenario.adapter.kind,
+        "classes": federation.task.classes,
+        "seed": federation.scenario.run.seed,
+        "device": federation.engine.resolved.device,
+        "engine": federation.engine.resolved.backend,
+        "resolved": federation.engine.resolved.to_dict(),
+        "versions": {"python": platform.python_version(), **versions()},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a result; fedtune's own also where it is not installed."""
+    found = {"fedtune": __version__}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes held at once: of the device, on a CPU of the process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def new_path(name: str) -> Path:
+    """A run directory of that name under `runs/` that does not exist yet."""
+    stem = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, number = stem, 1
+    while path.exists():
+        number += 1
+        path = stem.with_name(f"{stem.name}-{number}")
+    return path

@@ -1,0 +1,156 @@
+"""From a scenario to the parts of a run, everything checked before anything is trained."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from fedtune.adapters.wrap import Adapted, wrap
+from fedtune.apps.clients import CohortClients
+from fedtune.apps.store import MemoryStore
+from fedtune.cohort.backend import Setting
+from fedtune.cohort.engine import Engine, Resolved
+from fedtune.cohort.probe import choose_backend
+from fedtune.errors import ScenarioError
+from fedtune.grids.cohort_grid import CohortGrid
+from fedtune.grids.metered import MeteredGrid
+from fedtune.runs.strategies import adapter_kind, make_strategy
+from fedtune.scenario.schema import Scenario
+from fedtune.tasks.base import Rows
+from fedtune.tasks.load import Task, load_task
+
+if TYPE_CHECKING:
+    from strategies.base import AdapterStrategy
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+}
+PROBE_ROWS = 8
+
+
+@dataclass
+class Federation:
+    """A run's parts, ready for round 1.
+
+    Attributes:
+        scenario: what it was built from.
+        task: model, data, clients' rows.
+        adapted: the model with its adapter.
+        engine: trains and evaluates.
+        store: what clients keep.
+        grid: carries messages, metered.
+        serving: the grid within, whose `serving()` lets strategies make messages.
+        strategy: the server's method.
+        notes: lines that the user should see.
+    """
+
+    scenario: Scenario
+    task: Task
+    adapted: Adapted
+    engine: Engine
+    store: MemoryStore
+    grid: MeteredGrid
+    serving: CohortGrid
+    strategy: AdapterStrategy
+    notes: list[str]
+
+
+def build(
+    scenario: Scenario,
+    parts: list[Rows] | None = None,
+    resolved: Resolved | None = None,
+    on_resolve: Callable[[Resolved], None] = lambda resolved: None,
+) -> Federation:
+    """Build a run.
+
+    Args:
+        parts: the rows of each client, and
+        resolved: what the engine settled, where a run is taken up again.
+        on_resolve: told of each thing that the engine settles.
+
+    Raises:
+        ScenarioError: for whatever cannot work, before anything is trained.
+    """
+    for name in ("flwr", "strategies"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    engine = scenario.engine
+    device = torch.device(pick_device(resolved.device if resolved else engine.device))
+    threads = resolved.threads if resolved else engine.threads
+    if isinstance(threads, int):
+        torch.set_num_threads(threads)
+    if engine.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(engine.deterministic)
+    strategy, kind = make_strategy(scenario), adapter_kind(scenario)
+    dtype = DTYPES[engine.precision]
+    task = load_task(scenario, device, dtype, parts)
+    head = scenario.task.head
+    adapted = wrap(task.base, scenario.adapter, kind, head, scenario.run.seed, device, dtype)
+    setting = Setting(
+        adapted, task.objective, task.train, scenario.local, scenario.run.rounds, device, dtype
+    )
+    wanted = resolved.backend if resolved else engine.kind
+    sample = np.arange(min(PROBE_ROWS, len(task.train)))
+    backend, reason = choose_backend(setting, wanted, sample)
+    notes = _notes(task, reason)
+    settled = resolved or Resolved(backend.name, str(device), torch.get_num_threads())
+    runner = Engine(backend, setting, settled, engine.cohort_size, on_resolve)
+    store = MemoryStore()
+    if head == "local" and all(len(task.clients.rows(c)) < 2 for c in task.clients.eligible):
+        raise ScenarioError(
+            "task.head = 'local': no client has two examples, one to train and one to evaluate on"
+        )
+    holdout = scenario.clients.holdout if head == "local" else 0.0
+    clients = CohortClients(runner, task.clients, store, scenario.run.seed, holdout)
+    grid = CohortGrid(clients, task.clients.eligible, scenario.faults.on_error)
+    return Federation(
+        scenario, task, adapted, runner, store, MeteredGrid(grid), grid, strategy, notes
+    )
+
+
+def pick_device(name: str) -> str:
+    """torch's name of the scenario's `engine.device`.
+
+    Raises:
+        ScenarioError: if it is absent.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return "cuda:0" if count else "cpu"
+    if name == "cpu":
+        return name
+    index = int(name.partition(":")[2] or 0)
+    if index >= count:
+        found = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
+        raise ScenarioError(f"engine.device = {name!r}: this machine has: {found}")
+    return f"cuda:{index}"
+
+
+def settle_paths(scenario: Scenario) -> Scenario:
+    """The scenario with its adapter kind settled and its local paths made absolute."""
+    raw = scenario.model_copy(deep=True)
+    raw.adapter.kind = adapter_kind(scenario)  # type: ignore[assignment]
+    for key in ("base", "data"):
+        value = getattr(raw.task, key)
+        path = Path(value).expanduser()
+        if not value.startswith("builtin:") and path.exists():
+            setattr(raw.task, key, str(path.resolve()))
+    return raw
+
+
+def _notes(task: Task, reason: str | None) -> list[str]:
+    notes = []
+    if reason:
+        notes.append(f"engine: training one client at a time, because {reason}")
+    if empty := len(task.clients) - len(task.clients.eligible):
+        notes.append(f"clients: {empty} of {len(task.clients)} hold no examples and take no part")
+    return notes

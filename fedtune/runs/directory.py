@@ -1,0 +1,141 @@
+"""The run directory: one folder that holds a run, for us and for other tools."""
+
+from __future__ import annotations
+
+import json
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedtune.errors import ScenarioError
+from fedtune.runs.files import append_line, write_atomically, write_json
+from fedtune.scenario import Scenario, dump_scenario, load_scenario
+from fedtune.tasks.base import Rows
+
+
+class RunDirectory:
+    """The files of a run, by name.
+
+    Args:
+        path: of the directory.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def create(cls, path: Path, scenario: Scenario) -> RunDirectory:
+        """Start a new one.
+
+        Raises:
+            ScenarioError: if there is something at the path already.
+        """
+        cls.check_free(path)
+        made = cls(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            made.write_scenario(scenario)
+        except OSError as error:
+            raise ScenarioError(f"--out {str(path)!r}: cannot be written ({error})") from None
+        return made
+
+    @staticmethod
+    def check_free(path: Path) -> None:
+        """Raise `ScenarioError` if there is something at the path already."""
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ScenarioError(
+                f"--out {str(path)!r}: exists and is not empty; go on with it by --resume, or "
+                "name another"
+            )
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """Take up one that is there.
+
+        Raises:
+            ScenarioError: if it is not a run directory.
+        """
+        if not (path / "scenario.toml").is_file():
+            raise ScenarioError(f"{str(path)!r}: not a run directory (it has no scenario.toml)")
+        return cls(path)
+
+    @property
+    def scenario(self) -> Scenario:
+        """The resolved scenario."""
+        return load_scenario(self.path / "scenario.toml")
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """The folder of the PEFT adapter."""
+        return self.path / "adapter"
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, one a finished round; an unfinished last line is left out."""
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text("utf-8").splitlines() if file.exists() else []
+        found = []
+        for line in lines:
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return found
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What summary.json holds; empty for a run that has not ended."""
+        file = self.path / "summary.json"
+        return json.loads(file.read_text("utf-8")) if file.exists() else {}
+
+    def add_metrics(self, line: dict[str, Any]) -> None:
+        """Add a round's line."""
+        append_line(self.path / "metrics.jsonl", line)
+
+    def forget_after(self, server_round: int) -> None:
+        """Drop the lines of later rounds, which will be run again."""
+        kept = [line for line in self.metrics if line["round"] <= server_round]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        write_atomically(self.path / "metrics.jsonl", text.encode())
+
+    def write_scenario(self, scenario: Scenario) -> None:
+        """Write scenario.toml."""
+        write_atomically(self.path / "scenario.toml", dump_scenario(scenario).encode())
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write summary.json."""
+        write_json(self.path / "summary.json", summary)
+
+    def write_engine(self, resolved: dict[str, Any]) -> None:
+        """Store what the engine settled."""
+        write_json(self.path / "engine.json", resolved)
+
+    def read_engine(self) -> dict[str, Any] | None:
+        """What the engine settled before, if anything."""
+        try:
+            found: dict[str, Any] = json.loads((self.path / "engine.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found
+
+    def write_partition(self, parts: list[Rows]) -> None:
+        """Store which rows each client holds."""
+        lengths = np.asarray([len(part) for part in parts], dtype=np.int64)
+        buffer = BytesIO()
+        np.savez(buffer, rows=np.concatenate(parts), lengths=lengths)
+        write_atomically(self.path / "partition.npz", buffer.getvalue())
+
+    def read_partition(self) -> list[Rows] | None:
+        """Which rows each client holds, if stored."""
+        file = self.path / "partition.npz"
+        if not file.exists():
+            return None
+        with np.load(file) as stored:
+            return np.split(stored["rows"], np.cumsum(stored["lengths"])[:-1])

@@ -1,0 +1,95 @@
+"""Results as other tools take them: a PEFT adapter, merged weights, local heads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from safetensors.torch import save
+from torch import Tensor
+from transformers import AutoImageProcessor
+
+from fedtune.adapters.wrap import Adapted
+from fedtune.errors import ScenarioError
+from fedtune.runs.build import Federation
+from fedtune.runs.directory import RunDirectory
+from fedtune.runs.files import write_atomically
+from fedtune.tasks.images import load_image_base
+
+FORMATS = ("both", "adapter", "merged")
+
+
+def save_result(federation: Federation, arrays: dict[str, Tensor], directory: RunDirectory) -> None:
+    """Write `adapter/`, and `clients/` where heads are local."""
+    final = {**federation.adapted.initial, **arrays}
+    save_adapter(federation.adapted, final, directory.adapter)
+    for client, kept in federation.store.kept.items():
+        data = save({name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()})
+        write_atomically(directory.path / "clients" / f"{client}.safetensors", data)
+
+
+def save_adapter(adapted: Adapted, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Write a folder that `PeftModel.from_pretrained` loads; equal runs give equal bytes."""
+    plain = {
+        spec.name: tensors[spec.name].detach().float().cpu().contiguous()
+        for spec in adapted.layout.specs
+    }
+    config = _sorted(adapted.config.to_dict() | {"inference_mode": True})
+    text = json.dumps(config, indent=2, sort_keys=True, default=str) + "\n"
+    write_atomically(folder / "adapter_config.json", text.encode())
+    write_atomically(folder / "adapter_model.safetensors", save(plain, metadata={"format": "pt"}))
+
+
+def load_model(directory: RunDirectory | str | Path) -> PeftModel:
+    """The run's result as a PEFT model on the CPU, ready to use.
+
+    Raises:
+        ScenarioError: if the run has no result yet.
+    """
+    if not isinstance(directory, RunDirectory):
+        directory = RunDirectory.open(Path(directory))
+    if not directory.summary:
+        raise ScenarioError(
+            f"{str(directory.path)!r}: the run has not ended; go on with it by "
+            f"fedtune run --resume {directory.path}"
+        )
+    scenario = directory.scenario
+    classes = directory.summary["classes"]
+    base = load_image_base(scenario.task, classes)
+    return PeftModel.from_pretrained(base.model, str(directory.adapter)).eval()
+
+
+def export(directory: RunDirectory, out: Path, form: str) -> list[Path]:
+    """Write a run's result as an adapter, as merged weights, or both.
+
+    Args:
+        form: one of `FORMATS`.
+
+    Returns:
+        The folders written.
+
+    Raises:
+        ScenarioError: if the run has no result yet, or `form` is unknown.
+    """
+    if form not in FORMATS:
+        raise ScenarioError(f"--format {form!r}: allowed: {', '.join(FORMATS)}")
+    model = load_model(directory)
+    written = []
+    if form in ("both", "adapter"):
+        for file in sorted(directory.adapter.iterdir()):
+            write_atomically(out / "adapter" / file.name, file.read_bytes())
+        written.append(out / "adapter")
+    if form in ("both", "merged"):
+        config: Any = model.peft_config["default"]
+        source = config.base_model_name_or_path
+        merged = model.merge_and_unload()
+        merged.save_pretrained(out / "merged")
+        AutoImageProcessor.from_pretrained(source).save_pretrained(out / "merged")
+        written.append(out / "merged")
+    return written
+
+
+def _sorted(config: dict[str, Any]) -> dict[str, Any]:
+    return {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}

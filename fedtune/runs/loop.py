@@ -1,0 +1,155 @@
+"""The round loop, once: sample, train, aggregate, evaluate, write, checkpoint.
+
+Flower's `Strategy.start` knows no first round but 1; this loop calls the same hooks in the same
+order and can take up a run at any round.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from flwr.app import ConfigRecord, MessageType
+from torch import Tensor
+
+from fedtune.cohort.plan import out_of_patience
+from fedtune.grids.arrays import to_record, to_tensors
+from fedtune.runs.build import Federation
+from fedtune.runs.checkpoints import Checkpoint, save_checkpoint
+from fedtune.runs.directory import RunDirectory
+
+Line = dict[str, Any]
+
+
+class Observer(Protocol):
+    """Shows a run; the default shows nothing."""
+
+    def started(self, federation: Federation, first_round: int, initial: dict[str, float]) -> None:
+        """Before the first round to run."""
+
+    def finished_round(self, line: Line) -> None:
+        """After each round, with its line of metrics.jsonl."""
+
+
+@dataclass
+class ServerState:
+    """What goes from round to round on the server.
+
+    Attributes:
+        round: the last finished one.
+        arrays: the global tensors that are sent.
+        initial: the evaluation before round 1.
+    """
+
+    round: int
+    arrays: dict[str, Tensor]
+    initial: dict[str, float] | None = None
+
+
+def start_state(federation: Federation, found: Checkpoint | None) -> ServerState:
+    """The state before round 1, or that of a checkpoint."""
+    setting = federation.engine.setting
+    if found is None:
+        arrays = {
+            s.name: federation.adapted.initial[s.name].to(setting.device, setting.master)
+            for s in setting.layout.sent
+        }
+        return ServerState(0, arrays)
+    federation.strategy.load_state_dict(found.groups["strategy"])
+    federation.store.load_state_dict(found.groups["clients"])
+    arrays = {name: tensor.to(setting.device) for name, tensor in found.groups["server"].items()}
+    return ServerState(found.round, arrays, found.initial)
+
+
+def run_rounds(
+    federation: Federation, state: ServerState, directory: RunDirectory, observer: Observer
+) -> ServerState:
+    """Run the rounds that are left; each is on disk before the next begins."""
+    section = federation.scenario.run
+    with federation.serving.serving():
+        if state.initial is None:
+            state.initial = evaluate(federation, state.arrays, 0)
+        observer.started(federation, state.round + 1, state.initial)
+        if stops_early(federation, directory):
+            return state
+        for server_round in range(state.round + 1, section.rounds + 1):
+            line = one_round(federation, state, server_round)
+            directory.add_metrics(line)
+            last = server_round == section.rounds or stops_early(federation, directory)
+            if last or server_round % section.checkpoint_every == 0:
+                save_checkpoint(directory.checkpoints, to_checkpoint(federation, state))
+            observer.finished_round(line)
+            if last:
+                break
+    return state
+
+
+def one_round(federation: Federation, state: ServerState, server_round: int) -> Line:
+    """Train, aggregate and evaluate; gives the round's line of metrics.jsonl."""
+    started = time.perf_counter()
+    strategy, grid, section = federation.strategy, federation.grid, federation.scenario.run
+    messages = strategy.configure_train(server_round, to_record(state.arrays), ConfigRecord(), grid)
+    replies = grid.send_and_receive(messages)
+    arrays, train = strategy.aggregate_train(server_round, replies)
+    trained = time.perf_counter() - started
+    if arrays is not None:
+        state.arrays = to_tensors(arrays)
+    state.round = server_round
+    look = server_round % section.eval_every == 0 or server_round == section.rounds
+    found = evaluate(federation, state.arrays, server_round) if look else None
+    down, up = grid.take(MessageType.TRAIN)
+    report = strategy.report
+    problems = [("failed", report.failed), ("rejected", report.rejected)]
+    return {
+        "round": server_round,
+        "eval": found,
+        "train": dict(train or {}),
+        "clients": len(report.used),
+        "client_ids": report.used,
+        "failures": len(report.failed),
+        "rejected": len(report.rejected),
+        "problems": [
+            {"client": client, "kind": kind, "reason": reason}
+            for kind, members in problems
+            for client, reason in sorted(members.items())
+        ],
+        "bytes_down": down.payload,
+        "bytes_up": up.payload,
+        "framing_down": down.framing,
+        "framing_up": up.framing,
+        "seconds": time.perf_counter() - started,
+        "seconds_train": trained,
+    }
+
+
+def evaluate(
+    federation: Federation, arrays: dict[str, Tensor], server_round: int
+) -> dict[str, float]:
+    """Mean loss and metrics: centrally on the test split, or by the clients of local heads."""
+    task = federation.task
+    if federation.scenario.task.head != "local":
+        return federation.engine.evaluate(arrays, task.test, task.test_rows)
+    strategy, grid = federation.strategy, federation.grid
+    messages = strategy.configure_evaluate(server_round, to_record(arrays), ConfigRecord(), grid)
+    record = strategy.aggregate_evaluate(server_round, grid.send_and_receive(messages))
+    return {name: float(value) for name, value in (record or {}).items()}  # type: ignore[arg-type]
+
+
+def stops_early(federation: Federation, directory: RunDirectory) -> bool:
+    """Whether the evaluation loss has run out of patience."""
+    rule = federation.scenario.run.early_stopping
+    if rule is None:
+        return False
+    losses = [line["eval"]["loss"] for line in directory.metrics if line["eval"]]
+    return out_of_patience(losses, rule)
+
+
+def to_checkpoint(federation: Federation, state: ServerState) -> Checkpoint:
+    """The state as a checkpoint."""
+    groups = {
+        "server": state.arrays,
+        "strategy": federation.strategy.state_dict(),
+        "clients": federation.store.state_dict(),
+    }
+    return Checkpoint(state.round, groups, state.initial)

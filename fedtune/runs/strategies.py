@@ -1,0 +1,98 @@
+"""Finding a strategy by name and making it from a scenario."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, cast
+
+from fedtune.errors import ScenarioError
+from fedtune.participation import Participation
+from fedtune.scenario.schema import Scenario
+
+if TYPE_CHECKING:
+    from strategies.base import AdapterStrategy
+
+GROUP = "fedtune.strategies"
+
+
+def strategy_names() -> list[str]:
+    """Names of all strategies: entry points of installed packages, and modules of `strategies`."""
+    found = {point.name for point in entry_points(group=GROUP)}
+    package = importlib.import_module("strategies")
+    modules = {m.name.replace("_", "-") for m in pkgutil.iter_modules(package.__path__)}
+    return sorted(found | (modules - {"base"}))
+
+
+def find_strategy(name: str) -> type[AdapterStrategy]:
+    """The class of a strategy: by entry point, else in module `strategies.<name>`.
+
+    Raises:
+        ScenarioError: if there is none of that name.
+    """
+    for point in entry_points(group=GROUP, name=name):
+        found: type[AdapterStrategy] = point.load()
+        return found
+    if name not in strategy_names():
+        allowed = ", ".join(strategy_names())
+        raise ScenarioError(f"strategy.name = {name!r}: allowed: {allowed}")
+    module = importlib.import_module(f"strategies.{name.replace('-', '_')}")
+    for value in vars(module).values():
+        if inspect.isclass(value) and getattr(value, "name", None) == name:
+            return cast("type[AdapterStrategy]", value)
+    raise ScenarioError(f"strategy.name = {name!r}: its module holds no class of that name")
+
+
+def adapter_kind(scenario: Scenario) -> str:
+    """The adapter kind of a scenario, `auto` resolved by the strategy.
+
+    Raises:
+        ScenarioError: if the strategy cannot work with an explicit kind.
+    """
+    cls = find_strategy(scenario.strategy.name)
+    kind = cls.adapter if scenario.adapter.kind == "auto" else scenario.adapter.kind
+    if kind not in cls.accepts:
+        raise ScenarioError(
+            f"adapter.kind = {kind!r}: strategy {cls.name!r} needs one of: "
+            f"{', '.join(sorted(cls.accepts))}"
+        )
+    return kind
+
+
+def make_strategy(scenario: Scenario) -> AdapterStrategy:
+    """The strategy of a scenario, its own parameters checked.
+
+    Raises:
+        ScenarioError: for an unknown name or parameter.
+    """
+    section = scenario.strategy
+    cls = find_strategy(section.name)
+    own = _own_parameters(cls)
+    for key in section.parameters():
+        if key not in own:
+            allowed = ", ".join(["name", "rule", "weights", "max_weight", *own])
+            raise ScenarioError(
+                f"strategy.{key}: unknown key for {section.name!r}; allowed: {allowed}"
+            )
+    participation = Participation(
+        scenario.clients.participation.kind, scenario.clients.participation.value, scenario.run.seed
+    )
+    return cls(
+        participation=participation,
+        rule="mean" if section.rule == "auto" else section.rule,
+        weights=section.weights,
+        max_weight=section.max_weight,
+        fraction_evaluate=1.0 if scenario.task.head == "local" else 0.0,
+        min_available_nodes=1,
+        **section.parameters(),
+    )
+
+
+def _own_parameters(cls: type[Any]) -> list[str]:
+    """Keyword arguments that the class adds to those every strategy has."""
+    shared = inspect.signature(importlib.import_module("strategies.base").AdapterStrategy.__init__)
+    mine = inspect.signature(cls.__init__).parameters
+    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return [n for n, p in mine.items() if n not in shared.parameters and p.kind not in kinds]
