@@ -61,7 +61,8 @@ class CohortDropout(nn.Module):
 class StackedLoRA(nn.Module):
     """y = W·x + s·B_k·A_k·dropout(x) for each client k, after Hu et al. (2022), eq. 3.
 
-    A and B are (K, r, d_in) and (K, d_out, r); one that is frozen has no client dimension.
+    A and B are (K, r, d_in) and (K, d_out, r); one that is frozen has no client dimension. The
+    second product is added into the base layer's own output where autograd lets it be.
     """
 
     def __init__(self, layer: LoraLinear, binding: Binding, name: str) -> None:
@@ -74,15 +75,19 @@ class StackedLoRA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(K·b, ..., d_in) to (K·b, ..., d_out)."""
-        out: Tensor = self.base_layer(x)
+        k = self.binding.clients
+        rows = x.reshape(k, -1, x.shape[-1])
+        out: Tensor = self.base_layer(rows)
         a = self.binding.tensors[f"{self.name}.lora_A.weight"]
         b = self.binding.tensors[f"{self.name}.lora_B.weight"]
-        k = self.binding.clients
-        inner = _project(self.dropout(x).reshape(k, -1, x.shape[-1]), a)
-        flat = out.reshape(k, -1, out.shape[-1])
+        inner = _project(self.dropout(x).reshape(rows.shape), a)
         if b.dim() == 2:
-            return torch.add(flat, F.linear(inner, b), alpha=self.scaling).view(out.shape)
-        return torch.baddbmm(flat, inner, b.mT, alpha=self.scaling).view(out.shape)
+            out = torch.add(out, F.linear(inner, b), alpha=self.scaling)
+        elif out._is_view():
+            out = torch.baddbmm(out, inner, b.mT, alpha=self.scaling)
+        else:
+            out = out.baddbmm_(inner, b.mT, alpha=self.scaling)
+        return out.view(*x.shape[:-1], out.shape[-1])
 
 
 class StackedLinear(nn.Module):
