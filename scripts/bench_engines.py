@@ -240,7 +240,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         size = f"**{r['clients']}** (auto)" if r["auto"] else str(r["clients"])
         lines.append(
             f"| {r['width']} | {r['batch']} | {size} | {r['sequential_per_s']:.1f} "
-            f"| {r['cohort_per_s']:.1f} | {r['ratio']:.2f} | {r['ratio_low']:.2f}–{r['ratio_high']:.2f} |"
+            f"| {r['cohort_per_s']:.1f} | {r['ratio']:.2f} "
+            f"| {r['ratio_low']:.2f}–{r['ratio_high']:.2f} |"
         )
     return "\n".join(lines) + "\n"
 
