@@ -3,7 +3,9 @@
 One frozen BERT encoder with random weights (speed does not depend on what they hold), LoRA r = 8 on
 query and value with dropout 0.1, a trained head, AdamW, 4 local steps a client. Both backends use
 the same loaded base, precision, attention kernel and dropout; they are timed in turn within each
-repeat, after a warm-up. Writes JSON, a table in Markdown and a curve.
+repeat, after a warm-up. A round has `clients` clients and engine.cohort_size is that number;
+`together` is how many of them the engine then trains in one pass (never more than fit into memory
+and, on a CPU, into cache). Writes JSON, a table in Markdown and a curve.
 
     scripts/bench_engines                                     # about 15 minutes on 2 CPU cores
     scripts/bench_engines --widths 128 --batches 8 --clients 32
@@ -15,12 +17,12 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,10 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from fedtune.adapters.wrap import PretrainedBase, wrap
 from fedtune.cohort.backend import Setting
+from fedtune.cohort.engine import Engine, Resolved
 from fedtune.cohort.onebyone import SequentialBackend
 from fedtune.cohort.plan import ClientWork, plan_work
-from fedtune.cohort.sizing import client_bytes, fitting_size
+from fedtune.cohort.sizing import client_bytes, fitting_size, peak_memory
 from fedtune.cohort.together import CohortBackend
 from fedtune.report.figure import INK, new_figure, save_figure
 from fedtune.scenario.schema import AdapterSection, LocalSection
@@ -93,6 +96,11 @@ def make_works(setting: Setting, count: int) -> list[ClientWork]:
     return [plan_work(k, 1, rows, state, setting.local, 0) for k in range(count)]
 
 
+def make_engine(backend: CohortBackend, size: int) -> Engine:
+    device = str(backend.setting.device)
+    return Engine(backend, backend.setting, Resolved(backend.name, device, 1), size)
+
+
 def seconds(work: Any, device: str) -> float:
     if device != "cpu":
         torch.cuda.synchronize()
@@ -109,15 +117,17 @@ def measure(shape: Shape, counts: list[int], arguments: argparse.Namespace) -> l
     plain = SequentialBackend(make_setting(shape, device, precision))
     cohort = CohortBackend(make_setting(shape, device, precision))
     works = make_works(cohort.setting, max(counts))
-    auto = min(fitting_size(cohort, works[0]), max(counts))
+    auto = fitting_size(cohort, works[0])
     alone = works[: arguments.alone]
-    sizes = sorted({*counts, auto})
+    sizes = sorted({*counts, min(auto, max(counts))})
+    engines = {size: make_engine(cohort, size) for size in sizes}
     times: dict[Any, list[float]] = {"sequential": [], **{size: [] for size in sizes}}
     for repeat in range(arguments.repeats + 1):
         spent = seconds(lambda: plain.train(alone, 1), device) / len(alone)
         for name in times:
             if name != "sequential":
-                spent_here = seconds(lambda n=name: cohort.train(works[:n], 1), device) / name
+                train = partial(engines[name].train, works[:name], 1)
+                spent_here = seconds(train, device) / name
                 if repeat:
                     times[name].append(spent_here)
         if repeat:
@@ -130,6 +140,7 @@ def measure(shape: Shape, counts: list[int], arguments: argparse.Namespace) -> l
         middle = statistics.median(times[size])
         row = {
             **shape.__dict__, "clients": size, "auto": size == auto,
+            "together": engines[size].resolved.size(1),
             "sequential_per_s": 1 / base, "cohort_per_s": 1 / middle,
             "ratio": statistics.median(ratios), "ratio_low": min(ratios), "ratio_high": max(ratios),
         }  # fmt: skip
@@ -144,6 +155,7 @@ def describe(row: dict[str, Any]) -> str:
     chosen = "*" if row["auto"] else " "
     return (
         f"hidden {row['width']:4} batch {row['batch']:3} clients {row['clients']:4}{chosen} "
+        f"together {row['together']:4} "
         f"sequential {row['sequential_per_s']:8.1f}/s cohort {row['cohort_per_s']:8.1f}/s "
         f"ratio {row['ratio']:5.2f} ({row['ratio_low']:.2f}-{row['ratio_high']:.2f})"
     )
@@ -161,15 +173,13 @@ def memory_child(count: int, shape: Shape, arguments: argparse.Namespace) -> Non
     backend = CohortBackend(setting)
     works = make_works(setting, count)
     one = client_bytes(backend, works[0])
-    base = peak(arguments.device)
+    base = peak_memory(setting.device)
     backend.train(works, 1)
-    print(json.dumps({"clients": count, "base": base, "peak": peak(arguments.device), "one": one}))
-
-
-def peak(device: str) -> int:
-    if device != "cpu":
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(
+        json.dumps(
+            {"clients": count, "base": base, "peak": peak_memory(setting.device), "one": one}
+        )
+    )
 
 
 def memory(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -233,13 +243,14 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| hidden | batch | clients | sequential /s | cohort /s | ratio | spread |",
-        "|---|---|---|---|---|---|---|",
+        "| hidden | batch | clients | together | sequential /s | cohort /s | ratio | spread |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         size = f"**{r['clients']}** (auto)" if r["auto"] else str(r["clients"])
         lines.append(
-            f"| {r['width']} | {r['batch']} | {size} | {r['sequential_per_s']:.1f} "
+            f"| {r['width']} | {r['batch']} | {size} | {r['together']} "
+            f"| {r['sequential_per_s']:.1f} "
             f"| {r['cohort_per_s']:.1f} | {r['ratio']:.2f} "
             f"| {r['ratio_low']:.2f}–{r['ratio_high']:.2f} |"
         )

@@ -1,7 +1,8 @@
 """What the quickstart gains from its adapters: five seeds, paired, against the head alone.
 
-Runs the quickstart with FedIT (`fedavg`), with FFA-LoRA and with the adapter off, the last over a grid
-of learning rates of which the best on the test data counts (a choice in the baseline's favour).
+Runs the quickstart with FedIT (`fedavg`), with FFA-LoRA and with the adapter off, the last over a
+grid of learning rates of which the best on the test data counts (a choice in the baseline's
+favour).
 Writes docs/quickstart.json and docs/quickstart.png.
 
     .venv/bin/python scripts/quickstart_gain.py        # about 5 minutes on 2 CPU cores

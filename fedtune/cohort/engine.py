@@ -58,7 +58,7 @@ class Engine:
         backend: `cohort` or `sequential`.
         setting: what the backend was made from.
         resolved: settled before or to be settled now.
-        cohort_size: the scenario's.
+        cohort_size: the scenario's: the most clients to train together, or `auto`.
         on_resolve: told of each change of `resolved` before it is used.
     """
 
@@ -142,11 +142,10 @@ class Engine:
         return apart
 
     def _first_size(self, works: Sequence[ClientWork]) -> int:
-        if isinstance(self.cohort_size, int):
-            return self.cohort_size
         if not isinstance(self.backend, CohortBackend):
             return 1
-        return fitting_size(self.backend, max(works, key=lambda work: work.batch_rows))
+        fitting = fitting_size(self.backend, max(works, key=lambda work: work.batch_rows))
+        return min(fitting, self.cohort_size) if isinstance(self.cohort_size, int) else fitting
 
     def _resolve(self, server_round: int, size: int) -> None:
         first = server_round if self.resolved.sizes else 1

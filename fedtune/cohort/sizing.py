@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import gc
+import resource
+import sys
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import torch
@@ -14,7 +18,7 @@ from fedtune.cohort.together import CohortBackend
 
 MEMORY_SHARE = 0.5
 MATRICES = 6
-CACHE_BYTES = 32 << 20
+CACHE_BYTES = 48 << 20
 
 
 def fitting_size(backend: CohortBackend, work: ClientWork) -> int:
@@ -53,6 +57,18 @@ def client_bytes(backend: CohortBackend, work: ClientWork) -> int:
         sum(seen.values())
         + MATRICES * width * torch.empty(0, dtype=backend.setting.master).itemsize
     )
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes held at once: allocated on a GPU, resident in the process on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text("ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import platform
-import resource
-import sys
 import time
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fedtune import __version__
 from fedtune.cohort.engine import Resolved
+from fedtune.cohort.sizing import peak_memory
 from fedtune.errors import ScenarioError
 from fedtune.report.curve import draw_curve
 from fedtune.report.partition import draw_partition
@@ -178,14 +175,6 @@ def versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[package] = version(package)
     return found
-
-
-def peak_memory(device: torch.device) -> int:
-    """Most bytes held at once: of the device, on a CPU of the process."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def new_path(name: str) -> Path:

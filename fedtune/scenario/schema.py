@@ -193,7 +193,9 @@ class EngineSection(Section):
 
     kind: Literal["cohort", "sequential"] = "cohort"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
-    cohort_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    cohort_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="the most clients trained together; never more than fit"
+    )
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="CPU threads of torch"
