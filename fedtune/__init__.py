@@ -5,8 +5,17 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-__all__ = ["RunDirectory", "Scenario", "load_model", "load_scenario", "resume", "run"]
+from fedtune.version import __version__
+
+__all__ = [
+    "RunDirectory",
+    "Scenario",
+    "__version__",
+    "load_model",
+    "load_scenario",
+    "resume",
+    "run",
+]
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -1,4 +1,4 @@
-"""The learning curve of a run, as `curve.png` in its directory."""
+"""The learning curve of a run."""
 
 from __future__ import annotations
 
@@ -8,27 +8,23 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from fedtune.report.figure import ACCENT, MUTED, new_figure, save_figure
-from fedtune.runs.directory import RunDirectory
 
 
-def draw_curve(directory: RunDirectory) -> Path:
-    """Draw metric and loss over the rounds; gives the picture's path."""
-    summary = directory.summary
-    looks = [(line["round"], line["eval"]) for line in directory.metrics if line["eval"]]
-    points = [(0, summary["initial"]), *looks]
+def draw_curve(path: Path, looks: list[tuple[int, dict[str, float]]], title: str) -> None:
+    """Draw metric and loss over the rounds.
+
+    Args:
+        path: of the PNG.
+        looks: (round, evaluation) pairs, the one before round 1 included.
+        title: what was run on what.
+    """
     metrics = [name for name in ("accuracy", "perplexity") if name in looks[-1][1]] + ["loss"]
     figure = new_figure(4.6 * len(metrics), 3.4)
     for index, name in enumerate(metrics):
         axes = figure.add_subplot(1, len(metrics), index + 1)
-        _panel(axes, name, [(r, e[name]) for r, e in points if name in e])
-    where = "clients' held-out data" if directory.scenario.task.head == "local" else "test data"
-    figure.suptitle(
-        f"{summary['strategy']} · {summary['adapter']} · {directory.scenario.task.data}, {where}",
-        fontsize=10,
-    )
-    path = directory.path / "curve.png"
+        _panel(axes, name, [(r, found[name]) for r, found in looks if name in found])
+    figure.suptitle(title, fontsize=10)
     save_figure(figure, path)
-    return path
 
 
 def _panel(axes: Axes, name: str, points: list[tuple[int, float]]) -> None:

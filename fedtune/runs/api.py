@@ -9,7 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fedtune import __version__
 from fedtune.cohort.engine import Resolved
 from fedtune.cohort.sizing import peak_memory
 from fedtune.errors import ScenarioError
@@ -23,6 +22,7 @@ from fedtune.runs.loop import Observer, ServerState, run_rounds, start_state
 from fedtune.scenario import Scenario, load_scenario
 from fedtune.scenario.loading import Overrides, validate
 from fedtune.tasks.clients import DealtRows
+from fedtune.version import __version__
 
 PACKAGES = ("flwr", "numpy", "peft", "torch", "transformers")
 RESUMABLE = ("run.rounds", "run.eval_every", "run.checkpoint_every")
@@ -125,8 +125,18 @@ def _go(
     state = run_rounds(federation, state, directory, observer)
     save_result(federation, state.arrays, directory)
     directory.write_summary(summarise(federation, state, directory))
-    draw_curve(directory)
+    _draw(federation, state, directory)
     return directory
+
+
+def _draw(federation: Federation, state: ServerState, directory: RunDirectory) -> None:
+    looks = [(line["round"], line["eval"]) for line in directory.metrics if line["eval"]]
+    task = federation.scenario.task
+    where = "clients' held-out data" if task.head == "local" else "test data"
+    title = (
+        f"{federation.strategy.name} · {federation.scenario.adapter.kind} · {task.data}, {where}"
+    )
+    draw_curve(directory.path / "curve.png", [(0, state.initial or {}), *looks], title)
 
 
 def summarise(
