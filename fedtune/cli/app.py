@@ -54,6 +54,8 @@ def run(
         from fedtune.scenario import load_scenario
 
         load_scenario(scenario, set_ or [])
+    if not as_json:
+        typer.echo(f"preparing {scenario or resume} ...", err=True)
     from fedtune.cli.progress import ConsoleObserver
     from fedtune.runs import api
 

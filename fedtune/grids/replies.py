@@ -39,13 +39,14 @@ def _array_fault(record: ArrayRecord, expected: Mapping[str, Tensor]) -> str | N
         return f"misses {min(missing)}"
     if surplus := record.keys() - expected.keys():
         return f"holds {min(surplus)}, which was not asked for"
+    sums: list[Tensor] = []
     for name, sent in expected.items():
         if tuple(record[name].shape) != tuple(sent.shape):
             return f"{name} has shape {tuple(record[name].shape)}, not {tuple(sent.shape)}"
         try:
-            total = float(torch.sum(torch.abs(to_tensor(record[name]).double())))
+            sums.append(to_tensor(record[name]).sum(dtype=torch.float64))
         except (TypeError, ValueError) as error:
             return f"{name} cannot be read ({error})"
-        if not math.isfinite(total):
-            return f"{name} holds NaN or Inf"
-    return None
+    finite = torch.stack(sums).isfinite().tolist() if sums else []
+    broken = [name for name, good in zip(expected, finite, strict=True) if not good]
+    return f"{broken[0]} holds NaN or Inf" if broken else None
