@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,9 @@ def load_model(directory: RunDirectory | str | Path) -> PeftModel:
     scenario = directory.scenario
     classes = directory.summary["classes"]
     base = load_image_base(scenario.task, classes)
-    return PeftModel.from_pretrained(base.model, str(directory.adapter)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return PeftModel.from_pretrained(base.model, str(directory.adapter)).eval()
 
 
 def export(directory: RunDirectory, out: Path, form: str) -> list[Path]:
