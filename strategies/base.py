@@ -144,7 +144,10 @@ class AdapterStrategy(FlowerFedAvg):
 
     def _train_metrics(self, contents: list[RecordDict]) -> MetricRecord:
         """Means of the metrics that every reply holds."""
-        common = set.intersection(*(set(_metrics(content)) for content in contents))
+        keys = [set(_metrics(content)) for content in contents]
+        common = set.intersection(*keys)
+        if all(found == common for found in keys):
+            return self.train_metrics_aggr_fn(contents, self.weighted_by_key)
         shared = [
             RecordDict({"metrics": MetricRecord({k: _metrics(c)[k] for k in sorted(common)})})
             for c in contents

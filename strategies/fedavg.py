@@ -10,9 +10,9 @@ from strategies.base import AdapterStrategy
 class FedAvg(AdapterStrategy):
     """FedIT: everything that clients send is averaged, A and B separately.
 
-    θ ← θ + Σ_k p_k (θ_k − θ). With kind `lora` this is FedIT: Ā = Σ p_k A_k and B̄ = Σ p_k B_k, whose product misses the mean
-    of the products by Σ p_k (B_k − B̄)(A_k − Ā). With kind `ffa` it is exact. Arguments as for
-    `AdapterStrategy`.
+    θ ← θ + Σ_k p_k (θ_k − θ). With kind `lora`, Ā = Σ p_k A_k and B̄ = Σ p_k B_k, whose product
+    misses the mean of the products by Σ p_k (B_k − B̄)(A_k − Ā); with kind `ffa` it is exact.
+    Arguments as for `AdapterStrategy`.
     """
 
     name: ClassVar[str] = "fedavg"
