@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedtune.grids.arrays import to_record, to_tensors
 from fedtune.grids.directory import Directory, directory_of
-from fedtune.grids.replies import reply_fault
+from fedtune.grids.replies import metrics_fault, reply_fault
 from fedtune.participation import Participation
 from fedtune.randomness import key_of
 from fedtune.rules import RULES
@@ -126,7 +126,9 @@ class AdapterStrategy(FlowerFedAvg):
         good = [
             (self._directory.client(m.metadata.src_node_id), m)
             for m in replies
-            if not m.has_error() and len(m.content.metric_records) == 1
+            if not m.has_error()
+            and len(m.content.metric_records) == 1
+            and metrics_fault(_metrics(m.content), self.weighted_by_key) is None
         ]
         used = [
             message

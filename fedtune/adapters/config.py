@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from peft import LoraConfig
 from torch import nn
@@ -105,12 +104,6 @@ def refused(
     names = [name for name in _linear_names(model) if name.split(".")[0] not in head]
     leaves = sorted({name.rsplit(".", 1)[-1] for name in names})
     reason = str(error).split("\n", 1)[0].split(". ", 1)[0]
-    return ScenarioError(
-        f"adapter.targets = {section.targets!r}: {reason}; "
-        f"linear layers of this model: {', '.join(leaves)}"
-    )
-
-
-def plain(config: LoraConfig) -> dict[str, Any]:
-    """The configuration as `adapter_config.json` holds it."""
-    return dict(config.to_dict())
+    given = {key: getattr(section, key) for key in ("targets", *PASSED_ON)}
+    shown = ", ".join(f"adapter.{key} = {value!r}" for key, value in given.items() if value)
+    return ScenarioError(f"{shown}: {reason}; linear layers of this model: {', '.join(leaves)}")

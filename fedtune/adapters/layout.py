@@ -6,7 +6,7 @@ those of PEFT's `adapter_model.safetensors`, so they are the wire names and the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from fedtune.randomness import key_of, uniform
 
-Role = Literal["A", "B", "head"]
+Role = Literal["A", "B", "head", "saved"]
 HeadPolicy = Literal["shared", "frozen", "local"]
 Tensors = dict[str, Tensor]
 
 TRAINED_ROLES: dict[str, frozenset[Role]] = {
-    "lora": frozenset({"A", "B"}),
-    "ffa": frozenset({"B"}),
+    "lora": frozenset({"A", "B", "saved"}),
+    "ffa": frozenset({"B", "saved"}),
     "none": frozenset(),
 }
 
@@ -37,7 +37,7 @@ class TensorSpec:
         name: as in `adapter_model.safetensors`.
         parameter: the live parameter's name in the PEFT model.
         shape: of one client's tensor.
-        role: `A`, `B` or `head`.
+        role: `A`, `B`, `head`, or `saved` for other modules trained whole (`modules_to_save`).
         trained: changed by local training (else frozen and shared by all clients).
         sent: travels between server and clients.
     """
@@ -102,13 +102,19 @@ class Layout:
         }
 
 
-def read_layout(model: PeftModel, kind: str, head: HeadPolicy) -> Layout:
-    """The layout of a freshly wrapped PEFT model whose adapter is called `default`."""
+def read_layout(model: PeftModel, kind: str, head: HeadPolicy, heads: Sequence[str]) -> Layout:
+    """The layout of a freshly wrapped PEFT model whose adapter is called `default`.
+
+    Args:
+        kind: of the adapter.
+        head: what happens to the head.
+        heads: names of the modules that make the head.
+    """
     specs = []
     for name, parameter in model.named_parameters():
         if ".default" not in name:
             continue
-        role = _role(name)
+        role = _role(name, heads)
         trained = role in TRAINED_ROLES[kind] or (role == "head" and head != "frozen")
         specs.append(
             TensorSpec(
@@ -123,10 +129,13 @@ def read_layout(model: PeftModel, kind: str, head: HeadPolicy) -> Layout:
     return Layout(tuple(specs))
 
 
-def _role(name: str) -> Role:
+def _role(name: str, heads: Sequence[str]) -> Role:
     if ".lora_A." in name:
         return "A"
-    return "B" if ".lora_B." in name else "head"
+    if ".lora_B." in name:
+        return "B"
+    inner = name.removeprefix("base_model.model.")
+    return "head" if inner.startswith(tuple(f"{head}." for head in heads)) else "saved"
 
 
 def initial_tensors(
@@ -135,13 +144,13 @@ def initial_tensors(
     """The adapter before round 1, float32 on the CPU: a pure function of seed and names.
 
     A is Kaiming-uniform (a = √5), so U(±1/√d_in), and B is 0, as PEFT initialises them; each A has
-    a stream of its own. Head tensors that the checkpoint holds are kept; new matrices are uniform
+    a stream of its own. Tensors that the checkpoint holds are kept; new matrices are uniform
     with standard deviation `head_std`, new normalisation weights are 1, new biases 0.
 
     Args:
         layout: the adapter's tensors.
         seed: the run's seed.
-        head: head tensors with trained values, by spec name.
+        head: tensors of saved modules that the checkpoint holds, by spec name.
         head_std: standard deviation of new head matrices.
     """
     return {s.name: _initial(s, seed, head, head_std) for s in layout.specs}

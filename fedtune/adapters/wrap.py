@@ -79,7 +79,8 @@ def wrap(
     Raises:
         ScenarioError: if the targets match nothing or something that is not a linear layer.
     """
-    names = {n: p.detach().clone() for n, p in base.model.named_parameters() if _in(n, base.head)}
+    whole = [*base.head, *(section.modules_to_save or [])]
+    names = {n: p.detach().clone() for n, p in base.model.named_parameters() if _in(n, whole)}
     base.model.to(device=device, dtype=dtype).requires_grad_(False)
     try:
         with warnings.catch_warnings():
@@ -91,7 +92,8 @@ def wrap(
         raise refused(base.model, section, base.head, error) from None
     _check_layers(model, section)
     _check_patterns(model, section)
-    layout = read_layout(model, kind, head)
+    _check_lists(model, section)
+    layout = read_layout(model, kind, head, base.head)
     known = {f"base_model.model.{n}": t for n, t in names.items() if n not in base.fresh}
     std = float(getattr(base.model.config, "initializer_range", 0.02))
     initial = initial_tensors(layout, seed, known, std)
@@ -115,8 +117,20 @@ def _check_patterns(model: PeftModel, section: AdapterSection) -> None:
                 )
 
 
+def _check_lists(model: PeftModel, section: AdapterSection) -> None:
+    layers = [name for name, module in model.named_modules() if isinstance(module, LoraLinear)]
+    targets = section.targets if isinstance(section.targets, list) else []
+    for target in targets:
+        if not any(f".{name}".endswith(f".{target}") for name in layers):
+            raise ScenarioError(f"adapter.targets = {targets!r}: nothing is called {target!r}")
+    chosen = section.layers_to_transform
+    for index in [chosen] if isinstance(chosen, int) else chosen or []:
+        if not any(f".{index}." in name for name in layers):
+            raise ScenarioError(f"adapter.layers_to_transform = {chosen!r}: no layer {index}")
+
+
 def _in(name: str, modules: list[str]) -> bool:
-    return any(name.startswith(f"{module}.") for module in modules)
+    return any(f".{module}." in f".{name}" for module in modules)
 
 
 def _check_layers(model: PeftModel, section: AdapterSection) -> None:

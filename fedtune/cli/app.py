@@ -16,6 +16,7 @@ import typer
 
 from fedtune import __version__
 from fedtune.errors import FedtuneError, RunError, ScenarioError
+from fedtune.files import plain
 from fedtune.scenario import Scenario
 
 app = typer.Typer(
@@ -71,6 +72,8 @@ def run(
         raise Interrupted(f"interrupted; {go_on}") from None
     except RunError as error:
         raise RunError(f"{error}; {go_on}") from error
+    except (OSError, RuntimeError) as error:
+        raise RunError(f"{type(error).__name__}: {error}; {go_on}") from error
     finally:
         observer.close()
     if as_json:
@@ -120,7 +123,7 @@ def list_(
 
 
 @app.command()
-def schema() -> None:
+def schema(as_json: Json = True) -> None:
     """Print the scenario's JSON Schema, for editors and tools."""
     _print_json(Scenario.model_json_schema())
 
@@ -177,4 +180,4 @@ def _fail(text: str, code: int) -> None:
 
 
 def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2))
+    typer.echo(json.dumps(plain(value), indent=2, allow_nan=False))

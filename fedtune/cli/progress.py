@@ -29,7 +29,7 @@ class ConsoleObserver:
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         self.progress: Progress | None = None
         self.total = 0
         self.updates = 0
@@ -91,7 +91,7 @@ class ConsoleObserver:
     def closing(self, directory: RunDirectory) -> None:
         """What was reached, and where it is."""
         summary = directory.summary
-        out = Console(highlight=False, soft_wrap=True)
+        out = Console(highlight=False, markup=False, soft_wrap=True)
         out.print(
             f"{_metric(summary['initial'])} before, {_metric(summary['final'])} after "
             f"{summary['rounds']} rounds (best {_metric(summary['best'])}), "
@@ -103,6 +103,7 @@ class ConsoleObserver:
 
 
 def _metric(found: dict[str, float]) -> str:
+    found = {name: value for name, value in found.items() if value is not None}
     if "accuracy" in found:
         return f"accuracy {found['accuracy']:.1%}"
     if "perplexity" in found:

@@ -83,15 +83,16 @@ class Engine:
         """
         if not works:
             return {}
-        if not self.resolved.sizes:
-            self._resolve(server_round, self._first_size(works))
         while True:
             try:
+                if not self.resolved.sizes:
+                    self._resolve(server_round, self._first_size(works))
                 return self._train(works, server_round)
             except Exception as error:
-                size = min(self.resolved.size(server_round), len(works))
                 if not out_of_memory(error):
                     raise
+                settled = self.resolved.size(server_round) if self.resolved.sizes else 1
+                size = min(settled, len(works))
                 if size == 1:
                     raise RunError(
                         "out of memory with one client at a time; lower local.batch_size, raise "

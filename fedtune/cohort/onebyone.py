@@ -6,7 +6,7 @@ layers cannot be stacked.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedtune.adapters.layout import Tensors, load_tensors
 from fedtune.cohort.backend import Setting
 from fedtune.cohort.plan import ClientResult, ClientWork, out_of_patience, step_rates
-from fedtune.cohort.stacked import Binding, CohortDropout
+from fedtune.cohort.stacked import Binding, CohortDropout, holds_trained
 from fedtune.randomness import mix
 from fedtune.scenario.schema import LocalSection
 from fedtune.tasks.base import Inputs, Rows
@@ -29,8 +29,7 @@ class SequentialBackend:
         self.setting = setting
         self.model = setting.adapted.model
         self.binding = Binding()
-        trains_head = any(spec.role == "head" for spec in setting.layout.trained)
-        key_dropout(self.model, self.binding, head=trains_head)
+        key_dropout(self.model, self.binding, {spec.name for spec in setting.layout.trained})
         self.parameters = [self.model.get_parameter(s.parameter) for s in setting.layout.trained]
         load_tensors(self.model, setting.layout.frozen, setting.adapted.initial)
 
@@ -112,8 +111,8 @@ def make_optimizer(local: LocalSection, parameters: list[nn.Parameter]) -> torch
     return kind(parameters, local.lr, betas, local.eps, local.weight_decay)
 
 
-def key_dropout(model: nn.Module, binding: Binding, *, head: bool) -> None:
-    """Replace the dropout of adapters and, where `head`, of heads by the keyed one, in place.
+def key_dropout(model: nn.Module, binding: Binding, trained: Collection[str]) -> None:
+    """Replace the dropout of adapters and trained modules by the keyed one, in place.
 
     Names are those that the stacked layers use, so both backends drop the same positions. The
     dropout of a head that is not trained stays off, as the base's does.
@@ -123,7 +122,7 @@ def key_dropout(model: nn.Module, binding: Binding, *, head: bool) -> None:
             continue
         if ".lora_dropout" in name:
             owner = name.split(".lora_dropout")[0]
-        elif head and ".modules_to_save.default" in name:
+        elif holds_trained(name.split(".modules_to_save.default")[0], trained):
             owner = name.replace(".modules_to_save.default", "")
         else:
             continue

@@ -40,7 +40,11 @@ def choose_backend(setting: Setting, kind: str, rows: Rows) -> tuple[Backend, st
         backend = CohortBackend(setting)
     except NotStackableError as error:
         return reference, f"{error}, which has no stacked form"
-    together = backend.gradient(works, 0)
+    try:
+        together = backend.gradient(works, 0)
+    except (RuntimeError, ValueError) as error:
+        backend.close()
+        return reference, f"two clients cannot be folded into its batch ({str(error)[:80]})"
     gap = float((together - alone).norm() / alone.norm().clamp_min(1e-30))
     if gap <= TOLERANCE[setting.dtype]:
         return backend, None

@@ -7,6 +7,7 @@ meets its client's rows by a batched matrix product; the frozen base sees one or
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -158,14 +159,14 @@ def stack_head(module: nn.Module, binding: Binding, name: str) -> nn.Module:
     return clone
 
 
-def stack_model(model: nn.Module, binding: Binding, *, lora: bool, head: bool) -> list[Swap]:
+def stack_model(model: nn.Module, binding: Binding, trained: Collection[str]) -> list[Swap]:
     """Put stacked layers in place of a PEFT model's adapter layers.
 
     Args:
         model: the PEFT model.
         binding: what the new layers read.
-        lora: whether low-rank adapters act at all (else their base layers stand alone).
-        head: whether the head is trained (a frozen one stays as it is).
+        trained: names of the trained tensors. Saved modules without one stay as they are; if no
+            low-rank factor is trained, the base layers stand alone.
 
     Returns:
         The swaps made, for `unstack`.
@@ -174,11 +175,12 @@ def stack_model(model: nn.Module, binding: Binding, *, lora: bool, head: bool) -
         NotStackableError: leaving the model as it was.
     """
     swaps: list[Swap] = []
+    lora = any(".lora_" in tensor for tensor in trained)
     for name, module in list(model.named_modules()):
         new: nn.Module | None = None
         if isinstance(module, LoraLinear):
             new = StackedLoRA(module, binding, name) if lora else module.get_base_layer()
-        elif isinstance(module, ModulesToSaveWrapper) and head:
+        elif isinstance(module, ModulesToSaveWrapper) and holds_trained(name, trained):
             new = stack_head(module.modules_to_save["default"], binding, name)
         if new is not None:
             parent, _, leaf = name.rpartition(".")
@@ -186,6 +188,11 @@ def stack_model(model: nn.Module, binding: Binding, *, lora: bool, head: bool) -
     for swap in swaps:
         setattr(swap.parent, swap.leaf, swap.stacked)
     return swaps
+
+
+def holds_trained(module: str, trained: Collection[str]) -> bool:
+    """Whether a module of that name holds one of the trained tensors."""
+    return any(tensor.startswith(f"{module}.") for tensor in trained)
 
 
 @dataclass(frozen=True)

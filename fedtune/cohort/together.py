@@ -37,11 +37,9 @@ class CohortBackend:
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.binding = Binding()
-        roles = {spec.role for spec in setting.layout.trained}
+        trained = {spec.name for spec in setting.layout.trained}
         self.model = setting.adapted.model
-        self._swaps = stack_model(
-            self.model, self.binding, lora=bool(roles & {"A", "B"}), head="head" in roles
-        )
+        self._swaps = stack_model(self.model, self.binding, trained)
         self.frozen = {
             spec.name: setting.adapted.initial[spec.name].to(setting.device, setting.dtype)
             for spec in setting.layout.frozen

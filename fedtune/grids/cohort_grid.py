@@ -8,10 +8,9 @@ from typing import Protocol
 
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from fedtune.errors import ClientFailure
-from fedtune.grids.compat import CLIENT_RAISED, make_run, set_message_id, task_identity
+from fedtune.grids.compat import CLIENT_RAISED, Run, make_run, set_message_id, task_identity
 from fedtune.grids.directory import Directory
 
 RUN_ID = 1

@@ -15,6 +15,18 @@ from flwr.common.constant import (
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+__all__ = [
+    "CHUNK_BYTES",
+    "CLIENT_RAISED",
+    "NUMPY_STYPE",
+    "Run",
+    "envelope_bytes",
+    "make_run",
+    "set_message_id",
+    "task_identity",
+    "with_content",
+]
+
 CHUNK_BYTES: int = FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 CLIENT_RAISED: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 NUMPY_STYPE: str = str(SType.NUMPY)

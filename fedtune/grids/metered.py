@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
+from fedtune.grids.compat import Run
 from fedtune.grids.directory import Directory, directory_of
 from fedtune.grids.sizes import Size, message_size
 

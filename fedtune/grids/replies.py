@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 import torch
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedtune.grids.arrays import to_tensor
@@ -25,13 +25,22 @@ def reply_fault(content: RecordDict, expected: Mapping[str, Tensor], weight_key:
     if len(content.array_records) != 1 or len(content.metric_records) != 1:
         return "must hold exactly one ArrayRecord and one MetricRecord"
     metrics = next(iter(content.metric_records.values()))
+    if fault := metrics_fault(metrics, weight_key):
+        return fault
+    if metrics[weight_key] == 0:
+        return f"{weight_key} = 0: must be a number above 0"
+    return _array_fault(next(iter(content.array_records.values())), expected)
+
+
+def metrics_fault(metrics: MetricRecord, weight_key: str) -> str | None:
+    """Why metrics cannot be averaged, or None; the weight may be 0."""
     for key, value in metrics.items():
         if not isinstance(value, int | float) or not math.isfinite(value):
             return f"metric {key} = {value!r}: must be one finite number"
     weight = metrics.get(weight_key)
-    if not isinstance(weight, int | float) or not 0 < weight <= MOST_EXAMPLES:
+    if not isinstance(weight, int | float) or not 0 <= weight <= MOST_EXAMPLES:
         return f"{weight_key} = {weight!r}: must be a number above 0"
-    return _array_fault(next(iter(content.array_records.values())), expected)
+    return None
 
 
 def _array_fault(record: ArrayRecord, expected: Mapping[str, Tensor]) -> str | None:

@@ -22,14 +22,16 @@ def draw_curve(path: Path, looks: list[tuple[int, dict[str, float]]], title: str
     figure = new_figure(4.6 * len(metrics), 3.4)
     for index, name in enumerate(metrics):
         axes = figure.add_subplot(1, len(metrics), index + 1)
-        _panel(axes, name, [(r, found[name]) for r, found in looks if name in found])
+        _panel(axes, name, [(r, found[name]) for r, found in looks if found.get(name) is not None])
     figure.suptitle(title, fontsize=10)
     save_figure(figure, path)
 
 
 def _panel(axes: Axes, name: str, points: list[tuple[int, float]]) -> None:
-    rounds, values = zip(*points, strict=True)
+    rounds, values = zip(*points, strict=True) if points else ((), ())
     axes.plot(rounds, values, color=ACCENT, linewidth=2, marker="o", markersize=3)
+    if not points:
+        return
     text = f"{values[-1]:.1%}" if name == "accuracy" else f"{values[-1]:.3f}"
     axes.annotate(
         text,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from fedtune.files import write_atomically
 
 INK, ACCENT, MUTED = "#1f2933", "#2563eb", "#94a3b8"
 
@@ -19,4 +22,6 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG."""
-    figure.savefig(path, metadata={"Software": None})
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    write_atomically(path, buffer.getvalue())

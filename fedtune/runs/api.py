@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from contextlib import suppress
@@ -67,14 +68,7 @@ def run(
     holder: dict[str, RunDirectory] = {}
     federation = build(settled, on_resolve=lambda r: holder["d"].write_engine(r.to_dict()))
     directory = holder["d"] = RunDirectory.create(path, settled)
-    clients = federation.task.clients
-    if isinstance(clients, DealtRows):
-        directory.write_partition(clients.parts)
-        labels = federation.task.train.labels
-        if labels is not None:
-            draw_partition(
-                directory.path / "partition.png", clients.parts, labels, federation.task.classes
-            )
+    _write_partition(federation, directory)
     return _go(federation, start_state(federation, None), directory, observer or Silent())
 
 
@@ -94,6 +88,7 @@ def resume(
     directory = RunDirectory.open(Path(path))
     scenario = _overridden(directory, overrides)
     found = load_checkpoint(directory.checkpoints)
+    _check_resumable(directory, scenario, found.round if found else 0)
     engine = directory.read_engine()
     federation = build(
         scenario,
@@ -102,9 +97,29 @@ def resume(
         lambda resolved: directory.write_engine(resolved.to_dict()),
     )
     directory.write_scenario(scenario)
+    _write_partition(federation, directory)
     directory.forget_after(found.round if found else 0)
     state = start_state(federation, found)
     return _go(federation, state, directory, observer or Silent())
+
+
+def _write_partition(federation: Federation, directory: RunDirectory) -> None:
+    task, picture = federation.task, directory.path / "partition.png"
+    if not isinstance(task.clients, DealtRows):
+        return
+    directory.write_partition(task.clients.parts)
+    if task.train.labels is not None and not picture.exists():
+        draw_partition(picture, task.clients.parts, task.train.labels, task.classes)
+
+
+def _check_resumable(directory: RunDirectory, scenario: Scenario, done: int) -> None:
+    if scenario.run.rounds < done:
+        raise ScenarioError(f"run.rounds = {scenario.run.rounds}: {done} rounds are done already")
+    written = [line["round"] for line in directory.metrics][:done]
+    if written != list(range(1, done + 1)):
+        raise ScenarioError(
+            f"{str(directory.path)!r}: metrics.jsonl misses rounds of the {done} that are done"
+        )
 
 
 def _overridden(directory: RunDirectory, overrides: Overrides) -> Scenario:
@@ -145,7 +160,7 @@ def summarise(
     """What summary.json holds."""
     lines = directory.metrics
     looks = [line for line in lines if line["eval"]]
-    best = min(looks, key=lambda line: (-line["eval"].get("accuracy", 0.0), line["eval"]["loss"]))
+    best = min(looks, key=lambda line: _rank(line["eval"]))
     totals = {
         key: sum(line[key] for line in lines)
         for key in ("bytes_down", "bytes_up", "framing_down", "framing_up", "seconds")
@@ -176,6 +191,11 @@ def summarise(
         "resolved": federation.engine.resolved.to_dict(),
         "versions": {"python": platform.python_version(), **versions()},
     }
+
+
+def _rank(found: dict[str, float | None]) -> tuple[float, float]:
+    loss = found.get("loss")
+    return -(found.get("accuracy") or 0.0), math.inf if loss is None else loss
 
 
 def versions() -> dict[str, str]:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from fedtune.runs.files import write_atomically, write_json
+from fedtune.files import write_atomically, write_json
 
 KEEP = 2
 

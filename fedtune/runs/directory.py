@@ -6,11 +6,12 @@ import json
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
 from fedtune.errors import ScenarioError
-from fedtune.runs.files import append_line, write_atomically, write_json
+from fedtune.files import PARTIAL, append_line, write_atomically, write_json
 from fedtune.scenario import Scenario, dump_scenario, load_scenario
 from fedtune.tasks.base import Rows
 
@@ -44,7 +45,11 @@ class RunDirectory:
     @staticmethod
     def check_free(path: Path) -> None:
         """Raise `ScenarioError` if there is something at the path already."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        try:
+            taken = path.exists() and (not path.is_dir() or any(map(_is_ours, path.iterdir())))
+        except OSError as error:
+            raise ScenarioError(f"--out {str(path)!r}: cannot be used ({error})") from None
+        if taken:
             raise ScenarioError(
                 f"--out {str(path)!r}: exists and is not empty; go on with it by --resume, or "
                 "name another"
@@ -80,13 +85,16 @@ class RunDirectory:
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, one a finished round; an unfinished last line is left out."""
         file = self.path / "metrics.jsonl"
-        lines = file.read_text("utf-8").splitlines() if file.exists() else []
+        lines = file.read_text("utf-8", "replace").splitlines() if file.exists() else []
         found = []
         for line in lines:
             try:
-                found.append(json.loads(line))
+                value = json.loads(line)
             except json.JSONDecodeError:
                 break
+            if not isinstance(value, dict) or "round" not in value:
+                break
+            found.append(value)
         return found
 
     @property
@@ -133,9 +141,15 @@ class RunDirectory:
         write_atomically(self.path / "partition.npz", buffer.getvalue())
 
     def read_partition(self) -> list[Rows] | None:
-        """Which rows each client holds, if stored."""
+        """Which rows each client holds, if stored and whole; they can be dealt again."""
         file = self.path / "partition.npz"
-        if not file.exists():
+        try:
+            with np.load(file) as stored:
+                return np.split(stored["rows"], np.cumsum(stored["lengths"])[:-1])
+        except (OSError, ValueError, KeyError, BadZipFile):
             return None
-        with np.load(file) as stored:
-            return np.split(stored["rows"], np.cumsum(stored["lengths"])[:-1])
+
+
+def _is_ours(entry: Path) -> bool:
+    """Whether a directory entry is more than what a kill left of a first file."""
+    return not entry.name.endswith(PARTIAL)

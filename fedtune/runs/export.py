@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 from transformers import AutoImageProcessor
 
 from fedtune.adapters.wrap import Adapted
 from fedtune.errors import ScenarioError
+from fedtune.files import write_atomically
 from fedtune.runs.build import Federation
 from fedtune.runs.directory import RunDirectory
-from fedtune.runs.files import write_atomically
-from fedtune.tasks.images import load_image_base
+from fedtune.tasks.images import base_path, load_image_base
 
 FORMATS = ("both", "adapter", "merged")
 
@@ -67,6 +68,8 @@ def load_model(directory: RunDirectory | str | Path) -> PeftModel:
 def export(directory: RunDirectory, out: Path, form: str) -> list[Path]:
     """Write a run's result as an adapter, as merged weights, or both.
 
+    With local heads there is no one model to merge, so `both` writes the adapter only.
+
     Args:
         form: one of `FORMATS`.
 
@@ -78,6 +81,17 @@ def export(directory: RunDirectory, out: Path, form: str) -> list[Path]:
     """
     if form not in FORMATS:
         raise ScenarioError(f"--format {form!r}: allowed: {', '.join(FORMATS)}")
+    local = directory.scenario.task.head == "local"
+    if local and form == "merged":
+        raise ScenarioError("--format 'merged': every client has a head of its own; use 'adapter'")
+    try:
+        return _export(directory, out, "adapter" if local else form)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise ScenarioError(f"export of {str(directory.path)!r}: {reason}") from None
+
+
+def _export(directory: RunDirectory, out: Path, form: str) -> list[Path]:
     model = load_model(directory)
     written = []
     if form in ("both", "adapter"):
@@ -85,11 +99,10 @@ def export(directory: RunDirectory, out: Path, form: str) -> list[Path]:
             write_atomically(out / "adapter" / file.name, file.read_bytes())
         written.append(out / "adapter")
     if form in ("both", "merged"):
-        config: Any = model.peft_config["default"]
-        source = config.base_model_name_or_path
         merged = model.merge_and_unload()
         merged.save_pretrained(out / "merged")
-        AutoImageProcessor.from_pretrained(source).save_pretrained(out / "merged")
+        processor = AutoImageProcessor.from_pretrained(base_path(directory.scenario.task.base))
+        processor.save_pretrained(out / "merged")
         written.append(out / "merged")
     return written
 

@@ -6,6 +6,7 @@ order and can take up a run at any round.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -141,7 +142,8 @@ def stops_early(federation: Federation, directory: RunDirectory) -> bool:
     rule = federation.scenario.run.early_stopping
     if rule is None:
         return False
-    losses = [line["eval"]["loss"] for line in directory.metrics if line["eval"]]
+    looks = [line["eval"] for line in directory.metrics if line["eval"]]
+    losses = [math.inf if look["loss"] is None else look["loss"] for look in looks]
     return out_of_patience(losses, rule)
 
 

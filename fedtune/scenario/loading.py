@@ -77,7 +77,7 @@ def _read(source: str | Path) -> dict[str, Any]:
         text = shipped.read_text("utf-8")
     else:
         try:
-            text = path.read_text("utf-8")
+            text = path.read_text("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise ScenarioError(f"scenario = {str(source)!r}: cannot be read ({error})") from None
     try:

@@ -197,7 +197,7 @@ class EngineSection(Section):
         "auto", description="the most clients trained together; never more than fit"
     )
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
-    threads: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+    threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
         "auto", description="CPU threads of torch"
     )
     deterministic: bool = Field(False, description="bit-for-bit results on CUDA, slower")

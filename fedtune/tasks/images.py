@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from fedtune.adapters.wrap import PretrainedBase
@@ -84,13 +84,26 @@ def load_image_base(task: TaskSection, classes: list[str]) -> PretrainedBase:
     finally:
         transformers_logging.set_verbosity(verbosity)
     fresh = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
-    head = [
-        name
-        for name, child in model.named_children()
-        if name != model.base_model_prefix and any(True for _ in child.parameters())
-    ]
+    head = _head(model, fresh)
+    if not head or model.main_input_name != "pixel_values":
+        raise ScenarioError(
+            f"task.base = {task.base!r}: {type(model).__name__} has no head of its own over "
+            "pixel_values"
+        )
     outside = {n.rpartition(".")[0] for n in fresh if n.split(".")[0] not in head}
     return PretrainedBase(model, [*head, *sorted(outside)], frozenset(fresh), path)
+
+
+def _head(model: PreTrainedModel, fresh: set[str]) -> list[str]:
+    """Children beside the backbone; where the prefix names no child, those that are all new."""
+    children = {n: c for n, c in model.named_children() if any(True for _ in c.parameters())}
+    if model.base_model_prefix in children:
+        return [name for name in children if name != model.base_model_prefix]
+    return [
+        name
+        for name, child in children.items()
+        if all(f"{name}.{parameter}" in fresh for parameter, _ in child.named_parameters())
+    ]
 
 
 def load_image_splits(task: TaskSection) -> ImageSplits:
@@ -143,10 +156,8 @@ def _saved(task: TaskSection) -> ImageSplits:
             "saved by datasets, or a hub name"
         )
     splits = _dataset(task.data)
-    for key, column in (("task.image", task.image), ("task.label", task.label)):
-        if column not in splits["train"].column_names:
-            found = ", ".join(splits["train"].column_names)
-            raise ScenarioError(f"{key} = {column!r}: no such column; the data has: {found}")
+    for split in ("train", "test"):
+        _check_columns(task, split, splits[split])
     names = sorted({str(v) for v in splits["train"][task.label]})
     feature = splits["train"].features[task.label]
     names = list(getattr(feature, "names", None) or sorted(names, key=lambda n: (len(n), n)))
@@ -161,12 +172,31 @@ def _saved(task: TaskSection) -> ImageSplits:
         return np.asarray([index[str(v)] for v in values], dtype=np.int64)
 
     train, test = splits["train"], splits["test"]
-    if not isinstance(train[0][task.image], Image.Image):
-        found = type(train[0][task.image]).__name__
-        raise ScenarioError(f"task.image = {task.image!r}: holds {found}, must hold images")
     return ImageSplits(
-        (list(train[task.image]), labels(train)), (list(test[task.image]), labels(test)), names
+        (_images(task, train), labels(train)), (_images(task, test), labels(test)), names
     )
+
+
+def _check_columns(task: TaskSection, name: str, split: Dataset) -> None:
+    for key, column in (("task.image", task.image), ("task.label", task.label)):
+        if column not in split.column_names:
+            found = ", ".join(split.column_names)
+            raise ScenarioError(f"{key} = {column!r}: no such column in {name}; it has: {found}")
+    if not len(split):
+        raise ScenarioError(f"task.data = {task.data!r}: split {name!r} is empty")
+    _check_values(task, task.label, split[task.label], int | str)
+
+
+def _check_values(task: TaskSection, column: str, values: Iterable[Any], allowed: Any) -> None:
+    for value in values:
+        if not isinstance(value, allowed):
+            raise ScenarioError(f"task.data = {task.data!r}: column {column!r} holds {value!r}")
+
+
+def _images(task: TaskSection, split: Dataset) -> list[Image.Image]:
+    images = list(split[task.image])
+    _check_values(task, task.image, images, Image.Image)
+    return images
 
 
 def _in_range(labels: Any, task: TaskSection, classes: int) -> Any:
@@ -183,7 +213,7 @@ def _dataset(source: str) -> DatasetDict:
     if (source.startswith((".", "/", "~")) or path.suffix in FILES) and not path.exists():
         raise ScenarioError(f"task.data = {source!r}: no such file or folder")
     try:
-        if path.is_file():
+        if path.is_file() and path.suffix in FILES:
             found = load_dataset(FILES[path.suffix], data_files=str(path))
         else:
             found = load_from_disk(str(path)) if path.is_dir() else load_dataset(source)
@@ -194,6 +224,10 @@ def _dataset(source: str) -> DatasetDict:
     if "train" not in found:
         raise ScenarioError(f"task.data = {source!r}: has no split 'train'; it has: {list(found)}")
     if "test" not in found:
+        if len(found["train"]) < 2:
+            raise ScenarioError(
+                f"task.data = {source!r}: too few examples to keep some for testing"
+            )
         return found["train"].train_test_split(test_size=TEST_SHARE, seed=0)
     return found
 

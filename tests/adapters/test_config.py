@@ -50,6 +50,8 @@ def test_auto_finds_the_attention_projections(model):
         ({"targets": ["nothing"]}, "No modules were targeted"),
         ({"targets": ["projection"]}, "Conv2d; targets must be linear"),
         ({"targets": ["layernorm"]}, "linear layers of this model"),
+        ({"targets": ["q_proj", "nonexist"]}, "nothing is called 'nonexist'"),
+        ({"layers_to_transform": [0, 99]}, "layers_to_transform"),
     ],
 )
 def test_targets_that_cannot_work_are_one_line(adapter, said):
@@ -89,6 +91,21 @@ def test_passed_on_fields_train_alike_in_both_backends(adapter):
 def test_patterns_that_cannot_work_are_one_line(adapter, said):
     with pytest.raises(ScenarioError, match=said):
         kit.adapted(**adapter)
+
+
+@pytest.mark.parametrize("saved", [["layernorm"], ["fc2"], ["vit.layers.0.mlp"]])
+@pytest.mark.parametrize("head", ["shared", "frozen", "local"])
+def test_saved_modules_keep_their_pretrained_weights_and_are_trained_and_sent(saved, head):
+    made = kit.adapted(modules_to_save=saved, head=head, seed=3)
+    torch.manual_seed(3)
+    base = dict(kit.vit().named_parameters())
+    specs = [s for s in made.layout.specs if s.role == "saved"]
+    assert specs
+    for spec in specs:
+        assert spec.trained
+        assert spec.sent
+        plain = base[spec.name.removeprefix("base_model.model.")]
+        assert torch.equal(made.initial[spec.name], plain.detach())
 
 
 def test_a_new_normalisation_layer_of_a_head_starts_as_the_identity():

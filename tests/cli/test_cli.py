@@ -59,7 +59,7 @@ def test_schema_doctor_and_version(command):
 
 
 def test_a_run_its_json_and_its_export(command, tmp_path):
-    out = tmp_path / "run"
+    out = tmp_path / "run[bold]"
     code, printed, err = command("run", "quickstart", *TINY, "--out", out)
     assert code == 0
     assert "accuracy" in printed
@@ -86,6 +86,8 @@ def test_a_run_its_json_and_its_export(command, tmp_path):
         ("run", "quickstart", "--set", "engine.device=cuda:7"),
         ("run", "quickstart", "--set", "strategy.name=nothing"),
         ("run", "quickstart", "--set", "strategy.beta=0.5"),
+        ("run", "quickstart", "--set", "engine.threads=99999999999"),
+        ("run", "quickstart", "--out", "x" * 300),
         ("run", "quickstart", "--set", "strategy.name=ffa-lora", "--set", "adapter.kind=lora"),
         ("run", "quickstart", "--set", "task.data=./nowhere"),
         ("run",),
@@ -119,6 +121,19 @@ def test_ctrl_c_says_how_to_go_on(command, tmp_path, monkeypatch):
     assert code == 130
     assert f"fedtune run --resume {tmp_path / 'run'}" in err
     assert "Traceback" not in err
+
+
+def test_a_full_disk_is_a_line_and_a_way_on(command, tmp_path, monkeypatch):
+    from fedtune.runs import directory
+
+    def full(path, value):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(directory, "append_line", full)
+    code, _, err = command("run", "quickstart", *TINY, "--out", tmp_path / "run")
+    assert code == 1
+    assert "No space left on device" in err
+    assert "--resume" in err
 
 
 def test_without_arguments_there_is_help(command):

@@ -127,7 +127,7 @@ def test_a_trained_layer_without_a_stacked_form_falls_back():
     wrapper.modules_to_save["default"] = nn.Sequential(
         wrapper.modules_to_save["default"], nn.PReLU(dtype=torch.float64)
     )
-    fresh = read_layout(setting.adapted.model, "lora", "shared")
+    fresh = read_layout(setting.adapted.model, "lora", "shared", ["classifier"])
     initial = {
         s.name: setting.adapted.model.get_parameter(s.parameter).detach().clone()
         for s in fresh.specs
@@ -179,6 +179,46 @@ def test_out_of_memory_with_one_client_is_a_line_not_a_traceback():
         raise torch.OutOfMemoryError("full")
 
     runner.backend.train = full
+    with pytest.raises(RunError, match=r"lower local\.batch_size"):
+        runner.train(kit.works(setting), 1)
+
+
+class Unbatched(nn.Module):
+    """Calls its trained layer on a table without a batch dimension, as Swin v2's biases do."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        table = torch.ones(7, x.shape[-1], dtype=x.dtype)
+        return self.layer(x) + self.layer(table).mean()
+
+
+def test_a_model_that_cannot_be_folded_falls_back():
+    setting = kit.setting(targets=["fc1"])
+    block = setting.adapted.model.base_model.model.vit.layers[0].mlp
+    block.fc1 = Unbatched(block.fc1)
+    fresh = read_layout(setting.adapted.model, "lora", "shared", ["classifier"])
+    initial = {
+        s.name: setting.adapted.model.get_parameter(s.parameter).detach().clone()
+        for s in fresh.specs
+    }
+    changed = kit.replace_layout(setting, fresh, initial)
+    backend, reason = choose_backend(changed, "cohort", np.arange(8))
+    assert backend.name == "sequential"
+    assert "folded" in reason
+    assert all(np.isfinite(r.loss) for r in backend.train(kit.works(changed), 1))
+
+
+def test_out_of_memory_while_measuring_is_a_line(monkeypatch):
+    setting = kit.setting()
+    runner = engine(setting)
+
+    def full(works, step):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(runner.backend, "gradient", full)
     with pytest.raises(RunError, match=r"lower local\.batch_size"):
         runner.train(kit.works(setting), 1)
 

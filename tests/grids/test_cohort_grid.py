@@ -95,6 +95,19 @@ def test_our_fedavg_equals_flowers_on_a_strangers_app():
     )
 
 
+def test_the_readmes_few_lines_work():
+    from fedtune.grids import AppClients, CohortGrid
+    from strategies import FFALoRA
+
+    strategy = FFALoRA(fraction_train=0.5, min_train_nodes=1)
+    with CohortGrid(AppClients(minimal_app(), 4), range(4)).serving() as grid:
+        from flwr.app import ConfigRecord
+
+        arrays, config = ArrayRecord(net().state_dict()), ConfigRecord({"lr": 0.05})
+        result = strategy.start(grid, arrays, num_rounds=3, train_config=config)
+    assert result.train_metrics_clientapp[3]["loss"] < result.train_metrics_clientapp[1]["loss"]
+
+
 def test_flowers_identity_is_put_back():
     before = (TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id)
     with task_identity(42):

@@ -11,8 +11,9 @@ import time
 import pytest
 
 import fedtune
+from fedtune import files
 from fedtune.errors import ScenarioError
-from fedtune.runs import checkpoints, directory, files
+from fedtune.runs import checkpoints, directory
 from fedtune.runs.directory import RunDirectory
 from tests.runs.kit import adapter_bytes, lines, small
 
@@ -155,6 +156,38 @@ def test_a_run_that_stopped_early_does_not_go_on(blank, tmp_path):
     assert len(before[0]) == 2
     again = fedtune.resume(tmp_path / "run")
     assert (lines(again), adapter_bytes(again)) == before
+
+
+def test_rounds_that_are_done_cannot_be_taken_back(whole):
+    with pytest.raises(ScenarioError, match=r"run.rounds = 1: 3 rounds are done"):
+        fedtune.resume(whole.path, ["run.rounds=1"])
+
+
+@pytest.mark.parametrize("damage", ["absent", "half", "not text", "not a record"])
+def test_metrics_that_miss_rounds_are_said_in_a_line(blank, tmp_path, damage):
+    out = tmp_path / "run"
+    fedtune.run(blank, options() | {"run.rounds": 2}, out)
+    file = out / "metrics.jsonl"
+    if damage == "absent":
+        file.unlink()
+    elif damage == "half":
+        file.write_text(file.read_text().splitlines()[0] + "\n")
+    else:
+        file.write_bytes(b"\xff\xfe\x00" if damage == "not text" else b"1\n")
+    with pytest.raises(ScenarioError, match=r"metrics\.jsonl misses rounds"):
+        fedtune.resume(out)
+
+
+@pytest.mark.parametrize("name", ["partition.npz", "partition.png", "engine.json"])
+def test_files_that_can_be_made_again_are(blank, whole, tmp_path, name):
+    out = tmp_path / "run"
+    fedtune.run(blank, options() | {"run.rounds": 1}, out)
+    if name == "partition.png":
+        (out / name).unlink()
+    else:
+        (out / name).write_bytes((out / name).read_bytes()[:10])
+    assert same(fedtune.resume(out, {"run.rounds": ROUNDS}), whole)
+    assert (out / name).stat().st_size > 10
 
 
 def test_what_is_settled_cannot_be_changed(whole, tmp_path):

@@ -155,6 +155,32 @@ def test_local_heads_stay_with_their_clients(blank, tmp_path):
     assert set(directory.metrics[-1]["eval"]) == {"loss", "accuracy"}
 
 
+def test_local_heads_cannot_be_merged_into_one_model(blank, tmp_path):
+    directory = fedtune.run(blank, small(task__head="local", run__rounds=1), tmp_path / "run")
+    assert [p.name for p in export(directory, tmp_path / "export", "both")] == ["adapter"]
+    with pytest.raises(ScenarioError, match="a head of its own"):
+        export(directory, tmp_path / "merged", "merged")
+
+
+def test_a_run_that_diverges_is_written_as_json(blank, tmp_path):
+    huge = small(local__lr=1e30, local__optimizer="sgd", local__steps=1)
+    directory = fedtune.run(blank, huge, tmp_path / "run")
+    text = (directory.path / "summary.json").read_text()
+    json.loads(text, parse_constant=lambda name: pytest.fail(name))
+    assert directory.metrics[-1]["rejected"] > 0 or directory.summary["final"]["loss"] is None
+
+
+def test_export_of_a_damaged_run_is_a_line(blank, tmp_path):
+    directory = fedtune.run(blank, small(run__rounds=1), tmp_path / "run")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ScenarioError, match="export of"):
+        export(directory, tmp_path / "file" / "below", "both")
+    file = directory.adapter / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ScenarioError, match="export of"):
+        export(directory, tmp_path / "out", "both")
+
+
 def test_the_same_run_twice_is_the_same_to_the_bit(blank, finished, tmp_path):
     again = fedtune.run(blank, small(), tmp_path / "again")
     assert lines(again) == lines(finished)

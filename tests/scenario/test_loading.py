@@ -85,6 +85,11 @@ def test_a_scenario_that_is_not_there(source):
         load_scenario(source)
 
 
+def test_a_file_from_another_system(file):
+    file.write_bytes(b"\xef\xbb\xbf[run]\r\nrounds = 3\r\n")
+    assert load_scenario(file).run.rounds == 3
+
+
 def test_a_file_that_is_not_toml(file):
     file.write_text("run = = 3")
     with pytest.raises(ScenarioError, match="not valid TOML"):
