@@ -160,7 +160,7 @@ def summarise(
     """What summary.json holds."""
     lines = directory.metrics
     looks = [line for line in lines if line["eval"]]
-    best = min(looks, key=lambda line: _rank(line["eval"]))
+    best = min(looks, key=lambda line: _rank(line["eval"]), default=None)
     totals = {
         key: sum(line[key] for line in lines)
         for key in ("bytes_down", "bytes_up", "framing_down", "framing_up", "seconds")
@@ -169,8 +169,8 @@ def summarise(
     training = sum(line["seconds_train"] for line in lines)
     layout = federation.adapted.layout
     return {
-        "final": looks[-1]["eval"],
-        "best": {**best["eval"], "round": best["round"]},
+        "final": looks[-1]["eval"] if looks else {},
+        "best": {**best["eval"], "round": best["round"]} if best else {},
         "initial": state.initial,
         "rounds": state.round,
         **totals,
