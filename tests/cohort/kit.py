@@ -18,6 +18,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from fedtune.adapters.layout import read_layout
 from fedtune.adapters.wrap import Adapted, PretrainedBase, wrap
 from fedtune.cohort.backend import Setting
 from fedtune.cohort.plan import ClientWork, plan_work
@@ -155,6 +156,9 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-def replace_layout(setting: Setting, layout, initial) -> Setting:
-    """The same setting with another layout."""
+def laid_out_again(setting: Setting) -> Setting:
+    """The same setting after its model's layers were changed by hand."""
+    model = setting.adapted.model
+    layout = read_layout(model, "lora", "shared", ["classifier"])
+    initial = {s.name: model.get_parameter(s.parameter).detach().clone() for s in layout.specs}
     return replace(setting, adapted=replace(setting.adapted, layout=layout, initial=initial))

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from fedtune.adapters.layout import read_layout
 from fedtune.cohort.engine import Engine, Resolved, cohorts
 from fedtune.cohort.onebyone import SequentialBackend
 from fedtune.cohort.plan import ClientResult, ClientWork
@@ -127,12 +126,7 @@ def test_a_trained_layer_without_a_stacked_form_falls_back():
     wrapper.modules_to_save["default"] = nn.Sequential(
         wrapper.modules_to_save["default"], nn.PReLU(dtype=torch.float64)
     )
-    fresh = read_layout(setting.adapted.model, "lora", "shared", ["classifier"])
-    initial = {
-        s.name: setting.adapted.model.get_parameter(s.parameter).detach().clone()
-        for s in fresh.specs
-    }
-    changed = kit.replace_layout(setting, fresh, initial)
+    changed = kit.laid_out_again(setting)
     backend, reason = choose_backend(changed, "cohort", np.arange(8))
     assert backend.name == "sequential"
     assert "PReLU" in reason
@@ -199,12 +193,7 @@ def test_a_model_that_cannot_be_folded_falls_back():
     setting = kit.setting(targets=["fc1"])
     block = setting.adapted.model.base_model.model.vit.layers[0].mlp
     block.fc1 = Unbatched(block.fc1)
-    fresh = read_layout(setting.adapted.model, "lora", "shared", ["classifier"])
-    initial = {
-        s.name: setting.adapted.model.get_parameter(s.parameter).detach().clone()
-        for s in fresh.specs
-    }
-    changed = kit.replace_layout(setting, fresh, initial)
+    changed = kit.laid_out_again(setting)
     backend, reason = choose_backend(changed, "cohort", np.arange(8))
     assert backend.name == "sequential"
     assert "folded" in reason

@@ -285,7 +285,8 @@ def test_nothing_reaches_for_the_network(blank, tmp_path, monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: refuse(socket.socket(), a))
-    fedtune.run(blank, small(run__rounds=1), tmp_path / "run")
+    directory = fedtune.run(blank, small(run__rounds=1), tmp_path / "run")
+    assert directory.summary["rounds"] == 1
 
 
 def test_a_directory_in_use_is_refused_before_anything_is_built(finished, blank, monkeypatch):
