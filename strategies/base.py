@@ -76,6 +76,7 @@ class AdapterStrategy(FlowerFedAvg):
         self.report = RoundReport()
         self._directory = Directory({})
         self._sent: dict[str, Tensor] = {}
+        self._expected: dict[str, Tensor] = {}
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -87,6 +88,7 @@ class AdapterStrategy(FlowerFedAvg):
         clients = self.participation.draw(self._directory.clients, server_round)
         self.report = RoundReport(sampled=clients)
         self._sent = to_tensors(arrays)
+        self._expected = {n: t for n, t in self._sent.items() if self.averages(n)}
         kind = MessageType.TRAIN
         return [self._message(client, arrays, config, server_round, kind) for client in clients]
 
@@ -137,6 +139,10 @@ class AdapterStrategy(FlowerFedAvg):
         ]
         return super().aggregate_evaluate(server_round, used)
 
+    def averages(self, name: str) -> bool:
+        """Whether replies must hold the tensor of that name; the others stay as they are."""
+        return True
+
     def state_dict(self) -> dict[str, Tensor]:
         """What the strategy remembers over rounds."""
         return {}
@@ -174,7 +180,7 @@ class AdapterStrategy(FlowerFedAvg):
             client = self._directory.client(message.metadata.src_node_id)
             if message.has_error():
                 self.report.failed[client] = message.error.reason or "unknown error"
-            elif fault := reply_fault(message.content, self._expected(), self.weighted_by_key):
+            elif fault := reply_fault(message.content, self._expected, self.weighted_by_key):
                 self.report.rejected[client] = fault
             else:
                 good.append((client, message.content))
@@ -182,16 +188,12 @@ class AdapterStrategy(FlowerFedAvg):
             LOGGER.warning("%s: reply of client %d set aside: %s", self.name, client, reason)
         return sorted(good, key=lambda pair: pair[0])
 
-    def _expected(self) -> dict[str, Tensor]:
-        """The tensors that a reply must hold, with the values that were sent."""
-        return self._sent
-
     def _difference(self, tensors: dict[str, Tensor]) -> Tensor:
-        parts = [(tensors[n].to(sent) - sent).reshape(-1) for n, sent in self._expected().items()]
+        parts = [(tensors[n].to(sent) - sent).reshape(-1) for n, sent in self._expected.items()]
         return torch.cat([part if part.is_floating_point() else part.float() for part in parts])
 
     def _apply(self, update: Tensor) -> dict[str, Tensor]:
-        expected = self._expected()
+        expected = self._expected
         parts = update.split([tensor.numel() for tensor in expected.values()])
         moved = {
             name: _cast(sent + part.view(sent.shape), sent.dtype)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor
-
 from strategies.base import AdapterStrategy
 
 FROZEN = ".lora_A."
@@ -24,5 +22,6 @@ class FFALoRA(AdapterStrategy):
     adapter: ClassVar[str] = "ffa"
     accepts: ClassVar[frozenset[str]] = frozenset({"ffa"})
 
-    def _expected(self) -> dict[str, Tensor]:
-        return {name: tensor for name, tensor in self._sent.items() if FROZEN not in name}
+    def averages(self, name: str) -> bool:
+        """All but A."""
+        return FROZEN not in name

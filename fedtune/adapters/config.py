@@ -80,10 +80,9 @@ def _refuse(key: str) -> None:
 
 
 def _targets(targets: str | list[str], model: nn.Module) -> str | list[str]:
-    linear = _linear_names(model)
     if targets != "auto":
         return targets
-    leaves = {name.rsplit(".", 1)[-1] for name in linear}
+    leaves = {name.rsplit(".", 1)[-1] for name in _linear_names(model)}
     for names in COMMON_TARGETS:
         if leaves.issuperset(names):
             return list(names)

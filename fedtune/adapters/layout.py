@@ -139,7 +139,7 @@ def _role(name: str, heads: Sequence[str]) -> Role:
 
 
 def initial_tensors(
-    layout: Layout, seed: int, head: Mapping[str, Tensor], head_std: float
+    layout: Layout, seed: int, known: Mapping[str, Tensor], head_std: float
 ) -> Tensors:
     """The adapter before round 1, float32 on the CPU: a pure function of seed and names.
 
@@ -150,15 +150,15 @@ def initial_tensors(
     Args:
         layout: the adapter's tensors.
         seed: the run's seed.
-        head: tensors of saved modules that the checkpoint holds, by spec name.
+        known: tensors of saved modules that the checkpoint holds, by spec name.
         head_std: standard deviation of new head matrices.
     """
-    return {s.name: _initial(s, seed, head, head_std) for s in layout.specs}
+    return {s.name: _initial(s, seed, known, head_std) for s in layout.specs}
 
 
-def _initial(spec: TensorSpec, seed: int, head: Mapping[str, Tensor], head_std: float) -> Tensor:
-    if spec.name in head:
-        kept: Tensor = head[spec.name].detach().float().cpu().clone()
+def _initial(spec: TensorSpec, seed: int, known: Mapping[str, Tensor], head_std: float) -> Tensor:
+    if spec.name in known:
+        kept: Tensor = known[spec.name].detach().float().cpu().clone()
         return kept
     if len(spec.shape) < 2 and spec.name.endswith(".weight"):
         return torch.ones(spec.shape)

@@ -91,24 +91,28 @@ def wrap(
     except (ValueError, TypeError, KeyError, re.error) as error:
         raise refused(base.model, section, base.head, error) from None
     _check_layers(model, section)
-    _check_patterns(model, section)
-    _check_lists(model, section)
+    layers = [name for name, module in model.named_modules() if isinstance(module, LoraLinear)]
+    _check_patterns(layers, section)
+    _check_lists(layers, section)
     layout = read_layout(model, kind, head, base.head)
     known = {f"base_model.model.{n}": t for n, t in names.items() if n not in base.fresh}
     std = float(getattr(base.model.config, "initializer_range", 0.02))
     initial = initial_tensors(layout, seed, known, std)
-    parameters = torch.float64 if dtype == torch.float64 else torch.float32
     for spec in layout.specs:
         parameter = model.get_parameter(spec.parameter)
         if spec.trained or spec.role != "head":
-            parameter.data = parameter.data.to(parameters)
+            parameter.data = parameter.data.to(master_dtype(dtype))
         parameter.requires_grad_(spec.trained)
     load_tensors(model, layout.specs, initial)
     return Adapted(model.eval(), config, layout, initial)
 
 
-def _check_patterns(model: PeftModel, section: AdapterSection) -> None:
-    layers = [name for name, module in model.named_modules() if isinstance(module, LoraLinear)]
+def master_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Precision of adapters and optimiser state over a base in the given precision."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _check_patterns(layers: list[str], section: AdapterSection) -> None:
     for key in ("rank_pattern", "alpha_pattern"):
         for pattern in getattr(section, key) or {}:
             if not any(re.match(rf"(.*\.)?({pattern})$", layer) for layer in layers):
@@ -117,8 +121,7 @@ def _check_patterns(model: PeftModel, section: AdapterSection) -> None:
                 )
 
 
-def _check_lists(model: PeftModel, section: AdapterSection) -> None:
-    layers = [name for name, module in model.named_modules() if isinstance(module, LoraLinear)]
+def _check_lists(layers: list[str], section: AdapterSection) -> None:
     targets = section.targets if isinstance(section.targets, list) else []
     for target in targets:
         if not any(f".{name}".endswith(f".{target}") for name in layers):

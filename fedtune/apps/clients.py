@@ -70,25 +70,23 @@ class CohortClients:
         return hold_out(rows, self.holdout, self.seed, client) if self.holdout else (rows, rows[:0])
 
     def _plan(self, client: int, message: Message, state: Tensors) -> ClientWork:
-        server_round = int(str(message.content[CONFIG]["server-round"]))
         local = self.engine.setting.local
-        return plan_work(client, server_round, self.training_rows(client), state, local, self.seed)
+        return plan_work(
+            client, _round(message), self.training_rows(client), state, local, self.seed
+        )
 
     def _train(self, training: list[tuple[int, ClientWork, Message]]) -> dict[int, Answer]:
-        by_round: dict[int, list[ClientWork]] = {}
-        for _, work, message in training:
-            server_round = int(str(message.content[CONFIG]["server-round"]))
-            by_round.setdefault(server_round, []).append(work)
-        done: dict[tuple[int, int], ClientResult | ClientFailure] = {}
-        for server_round, works in by_round.items():
-            for client, result in self.engine.train(works, server_round).items():
-                done[server_round, client] = result
+        by_round: dict[int, list[tuple[int, ClientWork, Message]]] = {}
+        for item in training:
+            by_round.setdefault(_round(item[2]), []).append(item)
         answers: dict[int, Answer] = {}
-        for index, work, message in training:
-            result = done[int(str(message.content[CONFIG]["server-round"])), work.client]
-            answers[index] = (
-                result if isinstance(result, ClientFailure) else self._reply(message, result)
-            )
+        for server_round, items in by_round.items():
+            done = self.engine.train([work for _, work, _ in items], server_round)
+            for index, work, message in items:
+                result = done[work.client]
+                answers[index] = (
+                    result if isinstance(result, ClientFailure) else self._reply(message, result)
+                )
         return answers
 
     def _reply(self, message: Message, result: ClientResult) -> Message:
@@ -105,6 +103,10 @@ class CohortClients:
         found = self.engine.evaluate(state, self.engine.setting.data, rows) if len(rows) else {}
         metrics = MetricRecord({"num-examples": len(rows), **found})
         return Message(RecordDict({METRICS: metrics}), reply_to=message)
+
+
+def _round(message: Message) -> int:
+    return int(str(message.content[CONFIG]["server-round"]))
 
 
 class _States:

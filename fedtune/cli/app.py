@@ -17,7 +17,7 @@ import typer
 from fedtune import __version__
 from fedtune.errors import FedtuneError, RunError, ScenarioError
 from fedtune.files import plain
-from fedtune.scenario import Scenario
+from fedtune.scenario import Scenario, load_scenario
 
 app = typer.Typer(
     name="fedtune",
@@ -51,10 +51,7 @@ def run(
         raise ScenarioError("give a SCENARIO or --resume DIR, one of the two")
     if resume is not None and out is not None:
         raise ScenarioError("--out: a resumed run stays in its own directory; leave it out")
-    if scenario is not None:
-        from fedtune.scenario import load_scenario
-
-        load_scenario(scenario, set_ or [])
+    settled = None if scenario is None else load_scenario(scenario, set_ or [])
     if not as_json:
         typer.echo(f"preparing {scenario or resume} ...", err=True)
     from fedtune.cli.progress import ConsoleObserver
@@ -64,8 +61,8 @@ def run(
     path = resume or out or api.new_path(Path(scenario or "run").stem)
     go_on = f"finished rounds are kept; go on with: fedtune run --resume {path}"
     try:
-        if scenario is not None:
-            directory = api.run(scenario, set_ or [], path, observer)
+        if settled is not None:
+            directory = api.run(settled, out=path, observer=observer)
         else:
             directory = api.resume(path, set_ or [], observer)
     except KeyboardInterrupt:

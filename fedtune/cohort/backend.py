@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedtune.adapters.layout import Layout, Tensors
-from fedtune.adapters.wrap import Adapted
+from fedtune.adapters.wrap import Adapted, master_dtype
 from fedtune.cohort.plan import ClientResult, ClientWork
 from fedtune.scenario.schema import LocalSection
 from fedtune.tasks.base import Data, Inputs, Objective
@@ -46,7 +46,7 @@ class Setting:
     @property
     def master(self) -> torch.dtype:
         """Precision of adapters and optimiser state."""
-        return torch.float64 if self.dtype == torch.float64 else torch.float32
+        return master_dtype(self.dtype)
 
 
 class Backend(Protocol):

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from fedtune.adapters.layout import Tensors, load_tensors
 from fedtune.cohort.backend import Setting
 from fedtune.cohort.plan import ClientResult, ClientWork, out_of_patience, step_rates
-from fedtune.cohort.stacked import Binding, CohortDropout, holds_trained
-from fedtune.randomness import mix
+from fedtune.cohort.stacked import Binding, CohortDropout, batch_keys, holds_trained
 from fedtune.scenario.schema import LocalSection
 from fedtune.tasks.base import Inputs, Rows
 
@@ -84,7 +83,7 @@ class SequentialBackend:
         key = torch.tensor([work.dropout_key], device=self.setting.device)
         loss = 0.0
         for micro, batch in enumerate(batches):
-            self.binding.dropout_keys = mix(key + (step << 20) + micro)
+            self.binding.dropout_keys = batch_keys(key, step, micro)
             logits = self._forward(batch.inputs)
             part = self.setting.objective.losses(logits, batch.labels).sum() / total
             part.backward()

@@ -52,11 +52,8 @@ def client_bytes(backend: CohortBackend, work: ClientWork) -> int:
     one_batch = replace(work, steps=((largest,),), epoch_ends=(1,))
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         backend.gradient([one_batch], 0)
-    width = backend.setting.layout.width
-    return (
-        sum(seen.values())
-        + MATRICES * width * torch.empty(0, dtype=backend.setting.master).itemsize
-    )
+    matrices = MATRICES * backend.setting.layout.width * backend.setting.master.itemsize
+    return sum(seen.values()) + matrices
 
 
 def peak_memory(device: torch.device) -> int:

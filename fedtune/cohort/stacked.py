@@ -40,6 +40,11 @@ class Binding:
     dropout_keys: Tensor | None = None
 
 
+def batch_keys(keys: Tensor, step: int, micro: int) -> Tensor:
+    """Dropout keys of a batch: of its client (K,), optimiser step and place within the step."""
+    return mix(keys + (step << 20) + micro)
+
+
 class CohortDropout(nn.Module):
     """Dropout whose draw depends on (client, batch, module, row, position, feature) only."""
 

@@ -16,8 +16,7 @@ from fedtune.adapters.layout import Tensors
 from fedtune.cohort.backend import Setting
 from fedtune.cohort.optimizer import StackedOptimizer
 from fedtune.cohort.plan import ClientResult, ClientWork, out_of_patience, step_rates
-from fedtune.cohort.stacked import Binding, stack_model, unstack
-from fedtune.randomness import mix
+from fedtune.cohort.stacked import Binding, batch_keys, stack_model, unstack
 from fedtune.tasks.base import Batch, Inputs, Rows
 
 _NONE = np.empty(0, dtype=np.int64)
@@ -140,7 +139,7 @@ class _Cohort:
         total = torch.stack(counted).sum(0)
         loss = torch.zeros_like(total)
         for micro, (batch, valid) in enumerate(batches):
-            keys = mix(self.keys + (step << 20) + micro)
+            keys = batch_keys(self.keys, step, micro)
             logits = self.backend.forward(self.theta, batch.inputs, keys)
             losses = self.setting.objective.losses(logits, batch.labels).view(valid.shape)
             mean = torch.where(valid, losses, 0.0).sum(1) / total

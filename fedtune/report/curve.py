@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -10,7 +11,9 @@ from matplotlib.ticker import MaxNLocator
 from fedtune.report.figure import ACCENT, MUTED, new_figure, save_figure
 
 
-def draw_curve(path: Path, looks: list[tuple[int, dict[str, float]]], title: str) -> None:
+def draw_curve(
+    path: Path, looks: Sequence[tuple[int, Mapping[str, float | None]]], title: str
+) -> None:
     """Draw metric and loss over the rounds.
 
     Args:
@@ -22,7 +25,8 @@ def draw_curve(path: Path, looks: list[tuple[int, dict[str, float]]], title: str
     figure = new_figure(4.6 * len(metrics), 3.4)
     for index, name in enumerate(metrics):
         axes = figure.add_subplot(1, len(metrics), index + 1)
-        _panel(axes, name, [(r, found[name]) for r, found in looks if found.get(name) is not None])
+        points = [(r, value) for r, found in looks if (value := found.get(name)) is not None]
+        _panel(axes, name, points)
     figure.suptitle(title, fontsize=10)
     save_figure(figure, path)
 

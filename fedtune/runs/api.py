@@ -61,8 +61,7 @@ def run(
         RunError: if it fails while it runs; `resume` goes on.
     """
     name = "run" if isinstance(scenario, Scenario) else Path(scenario).stem
-    settled = load_scenario(scenario, overrides)
-    settled = settle_paths(settled)
+    settled = settle_paths(load_scenario(scenario, overrides))
     path = Path(out) if out is not None else new_path(name)
     RunDirectory.check_free(path)
     holder: dict[str, RunDirectory] = {}
@@ -145,22 +144,22 @@ def _go(
 
 
 def _draw(federation: Federation, state: ServerState, directory: RunDirectory) -> None:
-    looks = [(line["round"], line["eval"]) for line in directory.metrics if line["eval"]]
     task = federation.scenario.task
     where = "clients' held-out data" if task.head == "local" else "test data"
     title = (
         f"{federation.strategy.name} · {federation.scenario.adapter.kind} · {task.data}, {where}"
     )
-    draw_curve(directory.path / "curve.png", [(0, state.initial or {}), *looks], title)
+    draw_curve(
+        directory.path / "curve.png", [(0, dict(state.initial or {})), *directory.looks], title
+    )
 
 
 def summarise(
     federation: Federation, state: ServerState, directory: RunDirectory
 ) -> dict[str, Any]:
     """What summary.json holds."""
-    lines = directory.metrics
-    looks = [line for line in lines if line["eval"]]
-    best = min(looks, key=lambda line: _rank(line["eval"]), default=None)
+    lines, looks = directory.metrics, directory.looks
+    best = min(looks, key=lambda look: _rank(look[1]), default=None)
     totals = {
         key: sum(line[key] for line in lines)
         for key in ("bytes_down", "bytes_up", "framing_down", "framing_up", "seconds")
@@ -169,8 +168,8 @@ def summarise(
     training = sum(line["seconds_train"] for line in lines)
     layout = federation.adapted.layout
     return {
-        "final": looks[-1]["eval"] if looks else {},
-        "best": {**best["eval"], "round": best["round"]} if best else {},
+        "final": looks[-1][1] if looks else {},
+        "best": {**best[1], "round": best[0]} if best else {},
         "initial": state.initial,
         "rounds": state.round,
         **totals,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -30,7 +29,6 @@ class Checkpoint:
     round: int
     groups: dict[str, dict[str, Tensor]]
     initial: dict[str, float] | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -47,7 +45,6 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "round": checkpoint.round,
         "sha256": hashlib.sha256(data).hexdigest(),
         "initial": checkpoint.initial,
-        "extra": checkpoint.extra,
     }
     write_json(stem.with_suffix(".json"), note)
     for old in sorted(folder.glob("round-*.json"))[:-KEEP]:
@@ -76,4 +73,4 @@ def _read(note: Path) -> Checkpoint | None:
     for key, tensor in tensors.items():
         group, name = key.split(":", 1)
         groups[group][name] = tensor
-    return Checkpoint(meta["round"], groups, meta["initial"], meta["extra"])
+    return Checkpoint(meta["round"], groups, meta["initial"])

@@ -98,6 +98,11 @@ class RunDirectory:
         return found
 
     @property
+    def looks(self) -> list[tuple[int, dict[str, float | None]]]:
+        """The rounds that were evaluated, with what was found; null for NaN and infinity."""
+        return [(line["round"], line["eval"]) for line in self.metrics if line["eval"]]
+
+    @property
     def summary(self) -> dict[str, Any]:
         """What summary.json holds; empty for a run that has not ended."""
         file = self.path / "summary.json"

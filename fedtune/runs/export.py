@@ -11,14 +11,13 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
-from transformers import AutoImageProcessor
 
 from fedtune.adapters.wrap import Adapted
 from fedtune.errors import ScenarioError
 from fedtune.files import write_atomically
 from fedtune.runs.build import Federation
 from fedtune.runs.directory import RunDirectory
-from fedtune.tasks.images import base_path, load_image_base
+from fedtune.tasks.images import base_path, load_image_base, load_processor
 
 FORMATS = ("both", "adapter", "merged")
 
@@ -101,7 +100,7 @@ def _export(directory: RunDirectory, out: Path, form: str) -> list[Path]:
     if form in ("both", "merged"):
         merged = model.merge_and_unload()
         merged.save_pretrained(out / "merged")
-        processor = AutoImageProcessor.from_pretrained(base_path(directory.scenario.task.base))
+        processor = load_processor(base_path(directory.scenario.task.base))
         processor.save_pretrained(out / "merged")
         written.append(out / "merged")
     return written

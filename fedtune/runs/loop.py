@@ -142,8 +142,7 @@ def stops_early(federation: Federation, directory: RunDirectory) -> bool:
     rule = federation.scenario.run.early_stopping
     if rule is None:
         return False
-    looks = [line["eval"] for line in directory.metrics if line["eval"]]
-    losses = [math.inf if look["loss"] is None else look["loss"] for look in looks]
+    losses = [math.inf if (loss := e["loss"]) is None else loss for _, e in directory.looks]
     return out_of_patience(losses, rule)
 
 

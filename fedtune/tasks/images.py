@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -66,23 +67,19 @@ def base_path(source: str) -> str:
 def load_image_base(task: TaskSection, classes: list[str]) -> PretrainedBase:
     """The base model with a head for the classes."""
     path = base_path(task.base)
-    transformers_logging.disable_progress_bar()
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
     try:
-        model, info = AutoModelForImageClassification.from_pretrained(
-            path,
-            num_labels=len(classes),
-            id2label=dict(enumerate(classes)),
-            label2id={name: i for i, name in enumerate(classes)},
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            dtype=torch.float32,
-        )
+        with _quiet():
+            model, info = AutoModelForImageClassification.from_pretrained(
+                path,
+                num_labels=len(classes),
+                id2label=dict(enumerate(classes)),
+                label2id={name: i for i, name in enumerate(classes)},
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                dtype=torch.float32,
+            )
     except (OSError, ValueError, SafetensorError) as error:
         raise ScenarioError(f"task.base = {task.base!r}: {_first(error)}") from None
-    finally:
-        transformers_logging.set_verbosity(verbosity)
     fresh = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
     head = _head(model, fresh)
     if not head or model.main_input_name != "pixel_values":
@@ -120,18 +117,36 @@ def process(path: str, channels: int, images: list[Image.Image], labels: Iterabl
         images: any size and mode.
         labels: one an image.
     """
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        processor = AutoImageProcessor.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise ScenarioError(f"task.base = {path!r}: no image processor: {_first(error)}") from None
-    finally:
-        transformers_logging.set_verbosity(verbosity)
+    processor = load_processor(path)
     mode = "L" if channels == 1 else "RGB"
     arrays = [np.atleast_3d(np.asarray(image.convert(mode))) for image in images]
     pixels = processor(arrays, return_tensors="pt", input_data_format="channels_last")
     return Table({"pixel_values": pixels["pixel_values"]}, torch.as_tensor(np.asarray(labels)))
+
+
+def load_processor(path: str) -> Any:
+    """The image processor of a base.
+
+    Raises:
+        ScenarioError: if the folder holds none.
+    """
+    try:
+        with _quiet():
+            return AutoImageProcessor.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ScenarioError(f"task.base = {path!r}: no image processor: {_first(error)}") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Transformers' progress bars and advice."""
+    transformers_logging.disable_progress_bar()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _digits() -> ImageSplits:
