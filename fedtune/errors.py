@@ -28,3 +28,8 @@ class ClientFailure(RunError):
         self.reason = cause if isinstance(cause, str) else f"{type(cause).__name__}: {cause}"
         self.__cause__ = cause if isinstance(cause, BaseException) else None
         super().__init__(f"client {client} failed in {stage}: {self.reason}")
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, cut to its first line."""
+    return str(error).strip().split("\n", 1)[0]

@@ -70,10 +70,9 @@ class CohortClients:
         return hold_out(rows, self.holdout, self.seed, client) if self.holdout else (rows, rows[:0])
 
     def _plan(self, client: int, message: Message, state: Tensors) -> ClientWork:
-        local = self.engine.setting.local
-        return plan_work(
-            client, _round(message), self.training_rows(client), state, local, self.seed
-        )
+        local, rows = self.engine.setting.local, self.training_rows(client)
+        widths = self.engine.setting.data.widths(rows)
+        return plan_work(client, _round(message), rows, state, local, self.seed, widths)
 
     def _train(self, training: list[tuple[int, ClientWork, Message]]) -> dict[int, Answer]:
         by_round: dict[int, list[tuple[int, ClientWork, Message]]] = {}

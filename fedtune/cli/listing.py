@@ -14,7 +14,11 @@ ADAPTERS = {
     "ffa": "A is frozen and shared, B is trained (FFA-LoRA; Sun et al., 2024)",
     "none": "no adapter: only the head is trained, for comparison",
 }
-TASKS = {"image-classification": "any Transformers model with an image-classification head"}
+TASKS = {
+    "image-classification": "any Transformers model with an image-classification head",
+    "text-classification": "any Transformers encoder (or decoder) with a classification head",
+    "causal-lm": "any Transformers decoder, on plain text or on prompts and responses",
+}
 ATTACKS = {"none": "all clients are honest"}
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedtune.adapters.layout import Layout, Tensors
 from fedtune.adapters.wrap import Adapted, master_dtype
@@ -60,4 +61,8 @@ class Backend(Protocol):
 
     def logits(self, state: Tensors, inputs: Inputs) -> Tensor:
         """The output of the model with the given trained tensors, without gradients."""
+        ...
+
+    def holding(self, state: Tensors) -> AbstractContextManager[nn.Module]:
+        """The model with the given trained tensors in place, for as long as the context lasts."""
         ...

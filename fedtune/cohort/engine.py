@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
 from fedtune.adapters.layout import Tensors
 from fedtune.cohort.backend import Backend, Setting
@@ -17,7 +19,7 @@ from fedtune.cohort.together import CohortBackend
 from fedtune.errors import ClientFailure, RunError
 from fedtune.tasks.base import Data, Rows
 
-EVALUATION_ROWS = 256
+EVALUATION_ROWS, EVALUATION_POSITIONS = 256, 4096
 
 
 @dataclass
@@ -106,8 +108,8 @@ class Engine:
         objective = self.setting.objective
         sums: dict[str, float] = {}
         units = 0.0
-        for start in range(0, len(rows), EVALUATION_ROWS):
-            index = torch.from_numpy(rows[start : start + EVALUATION_ROWS])
+        for part in evaluation_batches(rows, data.widths(rows)):
+            index = torch.from_numpy(part)
             batch = data.gather(index.to(self.setting.device))
             logits = self.backend.logits(state, batch.inputs)
             found = {
@@ -117,7 +119,12 @@ class Engine:
             units += float(objective.counts(batch.labels).sum())
             for name, values in found.items():
                 sums[name] = sums.get(name, 0.0) + float(values.double().sum())
-        return {name: total / units for name, total in sums.items()}
+        return objective.finish({name: total / units for name, total in sums.items()})
+
+    def generate(self, state: Tensors, score: Callable[[nn.Module, torch.device], float]) -> float:
+        """What `score` finds for the model with the given trained tensors."""
+        with self.backend.holding(state) as model:
+            return score(model, self.setting.device)
 
     def _train(
         self, works: Sequence[ClientWork], server_round: int
@@ -145,7 +152,7 @@ class Engine:
     def _first_size(self, works: Sequence[ClientWork]) -> int:
         if not isinstance(self.backend, CohortBackend):
             return 1
-        fitting = fitting_size(self.backend, max(works, key=lambda work: work.batch_rows))
+        fitting = fitting_size(self.backend, max(works, key=_breadth))
         return min(fitting, self.cohort_size) if isinstance(self.cohort_size, int) else fitting
 
     def _resolve(self, server_round: int, size: int) -> None:
@@ -157,11 +164,27 @@ class Engine:
 def cohorts(works: Sequence[ClientWork], size: int) -> list[list[ClientWork]]:
     """Deal clients into cohorts of like work: a pure function of the work and the size.
 
-    Longest and widest first, then by id; the number of cohorts is the least possible and their
-    sizes differ by at most one.
+    Most steps first, then the widest, so that padding is between like clients; then by id. The
+    number of cohorts is the least possible and their sizes differ by at most one.
     """
-    ordered = sorted(works, key=lambda w: (-len(w.steps), -w.batch_rows, w.client))
+    ordered = sorted(works, key=lambda w: (-len(w.steps), -w.batch_rows, -w.positions, w.client))
     count = -(-len(ordered) // size)
     share, extra = divmod(len(ordered), count)
     starts = [i * share + min(i, extra) for i in range(count + 1)]
     return [ordered[a:b] for a, b in itertools.pairwise(starts)]
+
+
+def _breadth(work: ClientWork) -> tuple[int, int]:
+    return work.positions, work.batch_rows
+
+
+def evaluation_batches(rows: Rows, widths: Rows) -> Iterator[Rows]:
+    """Deal rows into batches of like width that fill at most `EVALUATION_POSITIONS`."""
+    order = np.argsort(widths, kind="stable")
+    start = 0
+    while start < len(order):
+        most = min(EVALUATION_ROWS, len(order) - start)
+        filled = widths[order[start : start + most]] * np.arange(1, most + 1)
+        size = max(1, int(np.searchsorted(filled, EVALUATION_POSITIONS, side="right")))
+        yield rows[order[start : start + size]]
+        start += size

@@ -6,7 +6,8 @@ layers cannot be stacked.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -38,10 +39,16 @@ class SequentialBackend:
 
     def logits(self, state: Tensors, inputs: Inputs) -> Tensor:
         """The output of the model with the given trained tensors, without gradients."""
+        with self.holding(state), torch.no_grad():
+            return self._forward(inputs)
+
+    @contextmanager
+    def holding(self, state: Tensors) -> Iterator[nn.Module]:
+        """The model with the given trained tensors in place, without dropout."""
         load_tensors(self.model, self.setting.layout.trained, state)
         self.binding.dropout_keys = None
-        with torch.no_grad():
-            return self._forward(inputs)
+        with self._precision():
+            yield self.model
 
     def gradient(self, work: ClientWork, step: int) -> Tensor:
         """The gradient of a client's loss at a step from its start, (P,)."""
@@ -91,9 +98,12 @@ class SequentialBackend:
         return loss
 
     def _forward(self, inputs: Inputs) -> Tensor:
-        half = self.setting.dtype == torch.bfloat16
-        with torch.autocast(self.setting.device.type, torch.bfloat16, enabled=half):
+        with self._precision():
             return self.setting.objective.logits(self.model, inputs)
+
+    def _precision(self) -> torch.autocast:
+        half = self.setting.dtype == torch.bfloat16
+        return torch.autocast(self.setting.device.type, torch.bfloat16, enabled=half)
 
     def _index(self, rows: Rows) -> Tensor:
         return torch.from_numpy(rows).to(self.setting.device)

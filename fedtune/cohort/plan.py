@@ -29,6 +29,7 @@ class ClientWork:
         epoch_ends: number of steps done at the end of each pass over its data.
         dropout_key: key of its dropout stream.
         examples: how many examples it holds.
+        positions: padded positions (rows times the widest) of its largest batch.
     """
 
     client: int
@@ -37,6 +38,7 @@ class ClientWork:
     epoch_ends: tuple[int, ...]
     dropout_key: int
     examples: int
+    positions: int = 1
 
     @property
     def batch_rows(self) -> int:
@@ -64,43 +66,82 @@ class ClientResult:
 
 
 def plan_work(
-    client: int, server_round: int, rows: Rows, state: Tensors, local: LocalSection, seed: int
+    client: int,
+    server_round: int,
+    rows: Rows,
+    state: Tensors,
+    local: LocalSection,
+    seed: int,
+    widths: Rows | None = None,
 ) -> ClientWork:
     """Draw a client's batches for a round.
 
     Args:
         rows: the client's rows of the data, not empty.
+        widths: positions that each of them fills; by default 1.
     """
-    draw = generator("batches", seed, server_round, client)
+    if widths is None:
+        widths = np.ones(len(rows), dtype=np.int64)
+    deal = _Deal(rows, widths, local, seed, server_round, client)
     if local.epochs is not None:
-        epochs = [_epoch(rows, local, draw) for _ in range(local.epochs)]
+        epochs = [deal.epoch() for _ in range(local.epochs)]
         steps = [step for epoch in epochs for step in _group(epoch, local.accumulation)]
         per_epoch = len(_group(epochs[0], local.accumulation))
         ends = [per_epoch * (e + 1) for e in range(local.epochs)]
     else:
-        steps, ends = _fixed_steps(rows, local, draw)
+        steps, ends = _fixed_steps(deal, local)
     key = key_of("dropout", seed, server_round, client)
-    return ClientWork(client, state, tuple(steps), tuple(ends), key, len(rows))
+    return ClientWork(client, state, tuple(steps), tuple(ends), key, len(rows), deal.positions)
 
 
-def _epoch(rows: Rows, local: LocalSection, draw: np.random.Generator) -> list[Rows]:
-    order = rows[draw.permutation(len(rows))]
-    return [order[i : i + local.batch_size] for i in range(0, len(order), local.batch_size)]
+class _Deal:
+    """Deals a client's rows into batches, epoch by epoch."""
+
+    def __init__(
+        self,
+        rows: Rows,
+        widths: Rows,
+        local: LocalSection,
+        seed: int,
+        server_round: int,
+        client: int,
+    ) -> None:
+        self.rows, self.widths, self.local = rows, widths, local
+        self.draw = generator("batches", seed, server_round, client)
+        self.together = generator("lengths", seed, server_round)
+        self.positions = 1
+
+    def epoch(self) -> list[Rows]:
+        """Batches of one pass, each row once."""
+        order = self.draw.permutation(len(self.rows))
+        size = self.local.batch_size
+        if self.local.group_by_length:
+            order = order[np.argsort(self.widths[order], kind="stable")]
+        batches = [order[i : i + size] for i in range(0, len(order), size)]
+        if self.local.group_by_length:
+            batches = [batches[i] for i in self._visits(len(batches))]
+        self.positions = max(
+            self.positions, *(len(batch) * int(self.widths[batch].max()) for batch in batches)
+        )
+        return [self.rows[batch] for batch in batches]
+
+    def _visits(self, batches: int) -> list[int]:
+        """Which batch, of the shortest to the longest, comes when: alike for all clients, so that
+        those of a cohort meet short and long batches in the same step."""
+        return [int(i) for i in self.together.permutation(batches)]
 
 
 def _group(batches: list[Rows], size: int) -> list[tuple[Rows, ...]]:
     return [tuple(batches[i : i + size]) for i in range(0, len(batches), size)]
 
 
-def _fixed_steps(
-    rows: Rows, local: LocalSection, draw: np.random.Generator
-) -> tuple[list[tuple[Rows, ...]], list[int]]:
+def _fixed_steps(deal: _Deal, local: LocalSection) -> tuple[list[tuple[Rows, ...]], list[int]]:
     assert local.steps is not None
     needed = local.steps * local.accumulation
-    per_epoch = math.ceil(len(rows) / local.batch_size)
+    per_epoch = math.ceil(len(deal.rows) / local.batch_size)
     batches: list[Rows] = []
     while len(batches) < needed:
-        batches += _epoch(rows, local, draw)
+        batches += deal.epoch()
     ends = [-(-end // local.accumulation) for end in range(per_epoch, needed + 1, per_epoch)]
     return _group(batches[:needed], local.accumulation), ends
 

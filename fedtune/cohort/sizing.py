@@ -48,7 +48,9 @@ def client_bytes(backend: CohortBackend, work: ClientWork) -> int:
             seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    largest = max((batch for step in work.steps for batch in step), key=len)
+    widths = backend.setting.data.widths
+    batches = [batch for step in work.steps for batch in step]
+    largest = max(batches, key=lambda batch: len(batch) * int(widths(batch).max()))
     one_batch = replace(work, steps=((largest,),), epoch_ends=(1,))
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         backend.gradient([one_batch], 0)

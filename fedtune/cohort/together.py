@@ -6,11 +6,12 @@ each row gets exactly its own client's gradient.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedtune.adapters.layout import Tensors
 from fedtune.cohort.backend import Setting
@@ -60,16 +61,25 @@ class CohortBackend:
 
     def logits(self, state: Tensors, inputs: Inputs) -> Tensor:
         """The output of the model with the given trained tensors, without gradients."""
+        with self.holding(state) as model, torch.no_grad():
+            return self.setting.objective.logits(model, inputs)
+
+    @contextmanager
+    def holding(self, state: Tensors) -> Iterator[nn.Module]:
+        """The model with the given trained tensors in place, without dropout."""
         theta = self.setting.layout.flatten(state).to(self.setting.device, self.setting.master)
-        with torch.no_grad():
-            return self.forward(theta.unsqueeze(0), inputs)
+        self._bind(theta.unsqueeze(0), None)
+        yield self.model
 
     def forward(self, theta: Tensor, inputs: Inputs, keys: Tensor | None = None) -> Tensor:
         """The output for K·b examples, client by client, under the rows of theta, (K, P)."""
+        self._bind(theta, keys)
+        return self.setting.objective.logits(self.model, inputs)
+
+    def _bind(self, theta: Tensor, keys: Tensor | None) -> None:
         tensors = self.setting.layout.split(theta.to(self.setting.dtype))
         self.binding.tensors = {**self.frozen, **tensors}
         self.binding.clients, self.binding.dropout_keys = len(theta), keys
-        return self.setting.objective.logits(self.model, inputs)
 
     def gradient(self, works: Sequence[ClientWork], step: int) -> Tensor:
         """The gradient of each client's loss at a step from its start, (K, P)."""

@@ -139,16 +139,17 @@ def settle_paths(scenario: Scenario) -> Scenario:
     """The scenario with its adapter kind settled and its local paths made absolute."""
     raw = scenario.model_copy(deep=True)
     raw.adapter.kind = adapter_kind(scenario)  # type: ignore[assignment]
-    for key in ("base", "data"):
+    for key in ("base", "data", "test"):
         value = getattr(raw.task, key)
-        path = Path(value).expanduser()
-        if not value.startswith("builtin:") and path.exists():
-            setattr(raw.task, key, str(path.resolve()))
+        if value is not None and not value.startswith("builtin:"):
+            path = Path(value).expanduser()
+            if path.exists():
+                setattr(raw.task, key, str(path.resolve()))
     return raw
 
 
 def _notes(task: Task, reason: str | None) -> list[str]:
-    notes = []
+    notes = list(task.notes)
     if reason:
         notes.append(f"engine: training one client at a time, because {reason}")
     if empty := len(task.clients) - len(task.clients.eligible):

@@ -17,7 +17,9 @@ from fedtune.errors import ScenarioError
 from fedtune.files import write_atomically
 from fedtune.runs.build import Federation
 from fedtune.runs.directory import RunDirectory
-from fedtune.tasks.images import base_path, load_image_base, load_processor
+from fedtune.scenario.schema import TaskSection
+from fedtune.tasks.bases import base_path, load_base, load_tokenizer
+from fedtune.tasks.images import load_processor
 
 FORMATS = ("both", "adapter", "merged")
 
@@ -58,7 +60,7 @@ def load_model(directory: RunDirectory | str | Path) -> PeftModel:
         )
     scenario = directory.scenario
     classes = directory.summary["classes"]
-    base = load_image_base(scenario.task, classes)
+    base = load_base(scenario.task, classes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         return PeftModel.from_pretrained(base.model, str(directory.adapter)).eval()
@@ -100,10 +102,16 @@ def _export(directory: RunDirectory, out: Path, form: str) -> list[Path]:
     if form in ("both", "merged"):
         merged = model.merge_and_unload()
         merged.save_pretrained(out / "merged")
-        processor = load_processor(base_path(directory.scenario.task.base))
-        processor.save_pretrained(out / "merged")
+        _reader(directory.scenario.task).save_pretrained(out / "merged")
         written.append(out / "merged")
     return written
+
+
+def _reader(task: TaskSection) -> Any:
+    """What makes the model's inputs: an image processor or a tokenizer."""
+    if task.kind == "image-classification":
+        return load_processor(base_path(task.base))
+    return load_tokenizer(task.base)
 
 
 def _sorted(config: dict[str, Any]) -> dict[str, Any]:

@@ -130,7 +130,10 @@ def evaluate(
     """Mean loss and metrics: centrally on the test split, or by the clients of local heads."""
     task = federation.task
     if federation.scenario.task.head != "local":
-        return federation.engine.evaluate(arrays, task.test, task.test_rows)
+        found = federation.engine.evaluate(arrays, task.test, task.test_rows)
+        if task.exact_match is not None:
+            found["exact_match"] = federation.engine.generate(arrays, task.exact_match)
+        return found
     strategy, grid = federation.strategy, federation.grid
     messages = strategy.configure_evaluate(server_round, to_record(arrays), ConfigRecord(), grid)
     record = strategy.aggregate_evaluate(server_round, grid.send_and_receive(messages))

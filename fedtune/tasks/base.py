@@ -40,6 +40,10 @@ class Data(Protocol):
         """Number of rows."""
         ...
 
+    def widths(self, rows: Rows) -> Rows:
+        """Positions that each row fills (tokens); 1 where all rows are of one size."""
+        ...
+
     def gather(self, rows: Tensor) -> Batch:
         """The examples of the rows, an int64 tensor (n,), on its device."""
         ...
@@ -64,6 +68,10 @@ class Objective(Protocol):
         """Each example's metrics summed over its counted units, (n,) each."""
         ...
 
+    def finish(self, means: dict[str, float]) -> dict[str, float]:
+        """The means over all units, with what follows from them."""
+        ...
+
 
 class Classification:
     """Cross-entropy over classes; the metric is accuracy."""
@@ -75,7 +83,7 @@ class Classification:
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Each example's cross-entropy, (n,)."""
-        return F.cross_entropy(_at_least_float32(logits), labels, reduction="none")
+        return F.cross_entropy(at_least_float32(logits), labels, reduction="none")
 
     def counts(self, labels: Tensor) -> Tensor:
         """One an example."""
@@ -84,6 +92,10 @@ class Classification:
     def scores(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Whether each example is right, (n,)."""
         return {"accuracy": (logits.argmax(-1) == labels).double()}
+
+    def finish(self, means: dict[str, float]) -> dict[str, float]:
+        """The means as they are."""
+        return means
 
 
 @dataclass
@@ -109,6 +121,12 @@ class Table:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def widths(self, rows: Rows) -> Rows:
+        """Used positions of each row."""
+        if self.lengths is None:
+            return np.ones(len(rows), dtype=np.int64)
+        return self.lengths.cpu().numpy()[rows]
+
     def to(self, device: torch.device, dtype: torch.dtype) -> Table:
         """On a device, floating inputs in the compute precision."""
         inputs = {
@@ -129,5 +147,6 @@ class Table:
         return Batch(inputs, targets)
 
 
-def _at_least_float32(logits: Tensor) -> Tensor:
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Logits in a precision that a loss can be summed in."""
     return logits if logits.dtype == torch.float64 else logits.float()

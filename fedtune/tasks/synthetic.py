@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedtune.randomness import key_of, mix, uniform
-from fedtune.tasks.base import Batch
+from fedtune.tasks.base import Batch, Rows
 
 CLASSES = 10
 
@@ -48,6 +48,10 @@ class SyntheticImages:
 
     def __len__(self) -> int:
         return self.count
+
+    def widths(self, rows: Rows) -> Rows:
+        """All images are of one size."""
+        return np.ones(len(rows), dtype=np.int64)
 
     def gather(self, rows: Tensor) -> Batch:
         """Make the examples of the rows."""

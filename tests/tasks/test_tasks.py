@@ -12,7 +12,7 @@ from PIL import Image
 from fedtune.errors import ScenarioError
 from fedtune.scenario.schema import PartitionSection, Scenario, TaskSection
 from fedtune.tasks.clients import DealtRows, EvenRows, hold_out
-from fedtune.tasks.images import load_image_splits
+from fedtune.tasks.images import load_images
 from fedtune.tasks.load import load_task
 from fedtune.tasks.partition import partition
 from fedtune.tasks.synthetic import SyntheticImages
@@ -86,11 +86,13 @@ def test_holding_out_splits_a_client_and_never_takes_its_last_example():
 
 
 def test_digits_are_split_the_same_way_every_time():
-    splits = load_image_splits(TaskSection())
-    assert [len(splits.train[0]), len(splits.test[0])] == [1437, 360]
-    assert set(splits.train[1]) == set(range(10))
-    a = {np.asarray(i).tobytes() for i in splits.train[0]}
-    b = {np.asarray(i).tobytes() for i in splits.test[0]}
+    examples = load_images(TaskSection())
+    assert [len(examples.train), len(examples.test)] == [1437, 360]
+    assert set(examples.train.labels) == set(range(10))
+    a, b = (
+        {image.numpy().tobytes() for image in table.inputs["pixel_values"]}
+        for table in (examples.train, examples.test)
+    )
     assert len(a & b) <= 2
 
 
@@ -147,7 +149,7 @@ def test_a_saved_dataset_of_colour_images_is_processed_for_the_model(saved):
 @pytest.mark.parametrize(
     ("task", "said"),
     [
-        ({"base": "builtin:none"}, "task.base = 'builtin:none': allowed: builtin:vit-letters"),
+        ({"base": "builtin:none"}, "task.base = 'builtin:none': allowed: builtin:bert-words, builtin:llama-words, builtin:vit-letters"),
         ({"base": "./nowhere"}, "task.base = './nowhere': no such folder"),
         ({"data": "builtin:none"}, "task.data = 'builtin:none'"),
         ({"data": "./nowhere"}, "task.data = './nowhere': no such file"),
@@ -161,4 +163,4 @@ def test_models_and_data_that_are_not_there(task, said):
 
 def test_a_column_that_is_not_there(saved):
     with pytest.raises(ScenarioError, match=r"task.label = 'label': no such column.*kind"):
-        load_image_splits(TaskSection(data=saved, image="picture"))
+        load_images(TaskSection(data=saved, image="picture"))

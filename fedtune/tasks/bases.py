@@ -1,0 +1,147 @@
+"""Base models and their tokenizers: a hub name, a local folder or `builtin:`, loaded alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from fedtune.adapters.wrap import PretrainedBase
+from fedtune.errors import ScenarioError, first_line
+from fedtune.scenario.schema import TaskSection
+
+MODELS = {
+    "image-classification": (AutoModelForImageClassification, "pixel_values"),
+    "text-classification": (AutoModelForSequenceClassification, "input_ids"),
+    "causal-lm": (AutoModelForCausalLM, "input_ids"),
+}
+
+
+def base_path(source: str) -> str:
+    """What `from_pretrained` takes for a scenario's `task.base`.
+
+    Raises:
+        ScenarioError: if a `builtin:` model or a local folder does not exist, or holds no weights.
+    """
+    if not source.startswith("builtin:"):
+        folder = Path(source).expanduser()
+        if source.startswith((".", "/", "~")) and not folder.is_dir():
+            raise ScenarioError(f"task.base = {source!r}: no such folder")
+        return str(folder) if folder.is_dir() else source
+    folder = Path(str(resources.files("fedtune") / "builtin"))
+    names = sorted(f.name for f in folder.glob("*") if f.is_dir() and f.name[0] not in "._")
+    name = source.removeprefix("builtin:")
+    if names and name not in names:
+        allowed = ", ".join(f"builtin:{n}" for n in names)
+        raise ScenarioError(f"task.base = {source!r}: allowed: {allowed}, a folder or a hub name")
+    if not (folder / name / "model.safetensors").is_file():
+        raise ScenarioError(
+            f"task.base = {source!r}: its weights are not in {folder}; a Flower bundle leaves "
+            "them out unless fab-include in pyproject.toml names them, or install fedtune"
+        )
+    return str(folder / name)
+
+
+def load_base(task: TaskSection, classes: list[str]) -> PretrainedBase:
+    """The base model of a task, float32 on the CPU, with a head for the classes.
+
+    Args:
+        task: the scenario's `[task]`.
+        classes: names of the classes; none for causal-lm.
+
+    Raises:
+        ScenarioError: if it cannot be loaded, or is no model for this kind of task.
+    """
+    path = base_path(task.base)
+    auto, takes = MODELS[task.kind]
+    labels: dict[str, Any] = {}
+    if task.kind != "causal-lm":
+        names = dict(enumerate(classes))
+        labels = {"id2label": names, "label2id": {name: i for i, name in names.items()}}
+        labels["num_labels"] = len(classes)
+    try:
+        with quiet():
+            model, info = auto.from_pretrained(
+                path,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                dtype=torch.float32,
+                **labels,
+            )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ScenarioError(f"task.base = {task.base!r}: {first_line(error)}") from None
+    fresh = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
+    if model.main_input_name != takes:
+        raise _unfit(task, model, f"takes {model.main_input_name}, not {takes}")
+    if task.kind == "causal-lm":
+        if fresh:
+            raise _unfit(task, model, f"its checkpoint misses {min(fresh)}")
+        return PretrainedBase(model, [], frozenset(), path)
+    head = _head(model, fresh)
+    if not head:
+        raise _unfit(task, model, "has no head of its own")
+    outside = {n.rpartition(".")[0] for n in fresh if n.split(".")[0] not in head}
+    return PretrainedBase(model, [*head, *sorted(outside)], frozenset(fresh), path)
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base; one without a padding token pads with its end of text.
+
+    Padding is masked everywhere, so which token pads changes no result.
+
+    Raises:
+        ScenarioError: if the base has none.
+    """
+    try:
+        with quiet():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(base_path(source))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ScenarioError(f"task.base = {source!r}: no tokenizer: {first_line(error)}") from None
+    if tokenizer.pad_token_id is None:
+        filler = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
+        tokenizer.pad_token = filler
+    return tokenizer
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without Transformers' progress bars and advice."""
+    transformers_logging.disable_progress_bar()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def _head(model: PreTrainedModel, fresh: set[str]) -> list[str]:
+    """Children beside the backbone; where the prefix names no child, those that are all new."""
+    children = {n: c for n, c in model.named_children() if any(True for _ in c.parameters())}
+    if model.base_model_prefix in children:
+        return [name for name in children if name != model.base_model_prefix]
+    return [
+        name
+        for name, child in children.items()
+        if all(f"{name}.{parameter}" in fresh for parameter, _ in child.named_parameters())
+    ]
+
+
+def _unfit(task: TaskSection, model: PreTrainedModel, reason: str) -> ScenarioError:
+    return ScenarioError(
+        f"task.base = {task.base!r}: {type(model).__name__} cannot serve {task.kind}: {reason}"
+    )

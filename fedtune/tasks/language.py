@@ -1,0 +1,219 @@
+"""`causal-lm`: any Transformers decoder on plain text, or on prompts and responses."""
+
+from __future__ import annotations
+
+import math
+import re
+import string
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
+
+from fedtune.errors import ScenarioError
+from fedtune.scenario.schema import TaskSection
+from fedtune.tasks.base import Inputs, at_least_float32
+from fedtune.tasks.bases import load_base, load_tokenizer
+from fedtune.tasks.examples import Examples
+from fedtune.tasks.generation import ExactMatch
+from fedtune.tasks.sources import load_splits
+from fedtune.tasks.text import as_text, longest
+from fedtune.tasks.tokens import IGNORED, Columns, TokenTable, flat_tokens, numbers, tokenise
+from fedtune.tasks.words import SUMS, sums
+
+
+class CausalLM:
+    """Cross-entropy of the next token over the counted tokens; perplexity and token accuracy."""
+
+    def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
+        """Scores of the next token at each position, (n, positions, vocabulary)."""
+        out: Tensor = model(**inputs, use_cache=False).logits
+        return out
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Each example's cross-entropy summed over its counted tokens, (n,)."""
+        scores = at_least_float32(logits[:, :-1])
+        tokens = F.cross_entropy(
+            scores.flatten(0, 1), labels[:, 1:].flatten(), reduction="none", ignore_index=IGNORED
+        )
+        return tokens.view(len(labels), -1).sum(1)
+
+    def counts(self, labels: Tensor) -> Tensor:
+        """Each example's counted tokens; its first token has nothing to be predicted from."""
+        return (labels[:, 1:] != IGNORED).sum(1).float()
+
+    def scores(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Each example's counted tokens that are the most likely one, (n,)."""
+        right = (logits[:, :-1].argmax(-1) == labels[:, 1:]) & (labels[:, 1:] != IGNORED)
+        return {"token_accuracy": right.sum(1).double()}
+
+    def finish(self, means: dict[str, float]) -> dict[str, float]:
+        """Adds perplexity, exp of the mean loss of a token."""
+        loss = means["loss"]
+        return {**means, "perplexity": math.exp(loss) if loss < math.log(1e300) else math.inf}
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """How a row becomes a prompt and a response.
+
+    Attributes:
+        template: the prompt over the row's columns.
+        columns: those that the template names.
+        response: column of the response.
+    """
+
+    template: str
+    columns: list[str]
+    response: str
+
+
+def load_language(task: TaskSection) -> Examples:
+    """The examples of a language modelling task.
+
+    Raises:
+        ScenarioError: for data, a tokenizer or a base that does not fit.
+    """
+    prompts = _prompts(task)
+    needed = ("instruction", "response") if prompts else ("text",)
+    splits = sums() if task.data == SUMS else load_splits(task, needed)
+    for column in prompts.columns if prompts else ():
+        if column not in splits["train"].column_names:
+            found = ", ".join(splits["train"].column_names)
+            raise ScenarioError(f"task.template: no column {column!r}; the data has: {found}")
+    base = load_base(task, [])
+    tokenizer = load_tokenizer(task.base)
+    length = longest(task, base.model, tokenizer)
+    encode = _responses(prompts, tokenizer, length) if prompts else _blocks(task, tokenizer, length)
+    settings = ("causal-lm", prompts, task.text, length)
+    encoded = {n: tokenise(s, tokenizer, encode, settings) for n, s in splits.items()}
+    tables = {name: _table(task, found, tokenizer) for name, found in encoded.items()}
+    matcher = _matcher(task, splits["test"], prompts, tokenizer, length) if task.extract else None
+    source = numbers(encoded["train"], "row")
+    lost = sum(len(split) - len(set(numbers(encoded[n], "row"))) for n, split in splits.items())
+    notes = [f"data: {lost} rows without a token to learn within max_length"] if lost else []
+    return Examples(
+        base, CausalLM(), tables["train"], tables["test"], splits["train"], [], source, notes,
+        matcher,
+    )  # fmt: skip
+
+
+def _prompts(task: TaskSection) -> Prompts | None:
+    if task.response is None:
+        return None
+    if task.instruction is not None:
+        return Prompts(f"{{{task.instruction}}}\n", [task.instruction], task.response)
+    assert task.template is not None
+    try:
+        fields = [name for _, name, _, _ in string.Formatter().parse(task.template) if name]
+    except ValueError as error:
+        raise ScenarioError(f"task.template = {task.template!r}: {error}") from None
+    if not fields:
+        raise ScenarioError(
+            f"task.template = {task.template!r}: names no column; write it as {{column}}"
+        )
+    return Prompts(task.template, fields, task.response)
+
+
+def prompt_ids(
+    prompts: Prompts, batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase
+) -> list[list[int]]:
+    """The tokens of prompts, opening token included, closing one not."""
+    rows = zip(*(batch[column] for column in prompts.columns), strict=True)
+    texts = [
+        prompts.template.format(**dict(zip(prompts.columns, map(as_text, row), strict=True)))
+        for row in rows
+    ]
+    return [_open_ended(ids, tokenizer) for ids in tokenizer(texts)["input_ids"]]
+
+
+def _open_ended(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    closed = bool(ids) and ids[-1] == tokenizer.eos_token_id
+    return ids[:-1] if closed else ids
+
+
+def _closing(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+
+
+def _responses(
+    prompts: Prompts, tokenizer: PreTrainedTokenizerBase, length: int
+) -> Callable[[Columns, list[int]], Columns]:
+    """Prompt, response, end of text: only response and end count."""
+    end = _closing(tokenizer)
+
+    def encode(batch: Columns, rows: list[int]) -> Columns:
+        asked = prompt_ids(prompts, batch, tokenizer)
+        texts = [as_text(value) for value in batch[prompts.response]]
+        told = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        found: Columns = {"input_ids": [], "counted": [], "row": []}
+        for row, prompt, response in zip(rows, asked, told, strict=True):
+            ids = [*prompt, *response, *end][:length]
+            if len(ids) > max(len(prompt), 1):
+                found["input_ids"].append(ids)
+                found["counted"].append(len(prompt))
+                found["row"].append(row)
+        return found
+
+    return encode
+
+
+def _blocks(
+    task: TaskSection, tokenizer: PreTrainedTokenizerBase, length: int
+) -> Callable[[Columns, list[int]], Columns]:
+    """Plain text, closed by the end of text, cut into blocks of at most `length` tokens."""
+    end = _closing(tokenizer)
+
+    def encode(batch: Columns, rows: list[int]) -> Columns:
+        texts = [as_text(value) for value in batch[task.text]]
+        found: Columns = {"input_ids": [], "counted": [], "row": []}
+        for row, ids in zip(rows, tokenizer(texts)["input_ids"], strict=True):
+            ids = [*_open_ended(ids, tokenizer), *end]
+            blocks = [ids[i : i + length] for i in range(0, len(ids), length)]
+            blocks = [block for block in blocks if len(block) > 1]
+            found["input_ids"] += blocks
+            found["counted"] += [0] * len(blocks)
+            found["row"] += [row] * len(blocks)
+        return found
+
+    return encode
+
+
+def _table(task: TaskSection, encoded: Dataset, tokenizer: PreTrainedTokenizerBase) -> TokenTable:
+    if not len(encoded):
+        raise ScenarioError(
+            f"task.data = {task.data!r}: no row has a token to learn within max_length"
+        )
+    flat, offsets = flat_tokens(encoded)
+    pad = tokenizer.pad_token_id
+    assert isinstance(pad, int)
+    return TokenTable(flat, offsets, pad, counted=torch.from_numpy(numbers(encoded, "counted")))
+
+
+def _matcher(
+    task: TaskSection,
+    rows: Dataset,
+    prompts: Prompts | None,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+) -> ExactMatch:
+    assert prompts is not None
+    assert task.extract is not None
+    try:
+        pattern = re.compile(task.extract)
+    except re.error as error:
+        raise ScenarioError(f"task.extract = {task.extract!r}: {error}") from None
+    if pattern.groups < 1:
+        raise ScenarioError(f"task.extract = {task.extract!r}: needs one group, (...)")
+    chosen = rows[: task.extract_examples]
+    asked = [ids[-length:] for ids in prompt_ids(prompts, chosen, tokenizer)]
+    wanted = [pattern.search(as_text(text)) for text in chosen[prompts.response]]
+    pairs = [(ids, m[1].strip()) for ids, m in zip(asked, wanted, strict=True) if m and ids]
+    if not pairs:
+        raise ScenarioError(f"task.extract = {task.extract!r}: matches no response of the tests")
+    return ExactMatch(tokenizer, pattern, pairs, task.extract_tokens)

@@ -1,0 +1,209 @@
+"""Rows of a task's data: a hub name, a local file or folder, or a data set saved by `datasets`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import (
+    Dataset,
+    DatasetDict,
+    load_dataset,
+    load_from_disk,
+)
+from datasets.exceptions import DatasetGenerationError
+from numpy.typing import NDArray
+
+from fedtune.errors import ScenarioError, first_line
+from fedtune.scenario.schema import TaskSection
+
+TEST_SHARE = 0.2
+_TEXTS: dict[str, Any] = {"dtype": "str", "keep_default_na": False}
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".csv": ("csv", _TEXTS),
+    ".tsv": ("csv", {**_TEXTS, "delimiter": "\t", "quoting": 3}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".parquet": ("parquet", {}),
+    ".txt": ("text", {}),
+}
+BUILTIN = {
+    "image-classification": "builtin:digits, builtin:synthetic",
+    "text-classification": "builtin:intents",
+    "causal-lm": "builtin:sums",
+}
+SAVED = ("dataset_dict.json", "state.json")
+
+
+def load_splits(task: TaskSection, needed: Iterable[str]) -> DatasetDict:
+    """The rows of a task as splits `train` and `test`.
+
+    Args:
+        task: the scenario's `[task]`.
+        needed: keys of `[task]` that name columns, for the message about a missing one.
+
+    Raises:
+        ScenarioError: for data that cannot be read, is empty or misses a column.
+    """
+    try:
+        splits = _both(task, _read(task))
+    except (OSError, ValueError, KeyError, TypeError, DatasetGenerationError) as error:
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) else None
+        reason = first_line(cause or error)
+        raise ScenarioError(f"task.data = {task.data!r}: cannot be read ({reason})") from None
+    for name, key in (("train", "train_examples"), ("test", "test_examples")):
+        for column in needed:
+            _check_column(column, getattr(task, column), splits[name], name)
+        if not len(splits[name]):
+            raise ScenarioError(f"task.data = {task.data!r}: split {name!r} is empty")
+        splits[name] = _some(splits[name], getattr(task, key))
+    return splits
+
+
+def keep_single_labels(task: TaskSection, split: Dataset) -> Dataset:
+    """The rows with one label, where a label may be a list with a separator."""
+    separator = task.label_separator
+    if separator is None:
+        return split
+    values = split[task.label]
+    return split.select([i for i, value in enumerate(values) if separator not in str(value)])
+
+
+def encode_labels(
+    task: TaskSection, splits: DatasetDict
+) -> tuple[dict[str, NDArray[np.int64]], list[str]]:
+    """Classes of the rows of both splits as numbers, and their names.
+
+    The order is that of the data set's own ClassLabel, else that of (length, name).
+
+    Raises:
+        ScenarioError: for a label that is no text or number, or is not in training.
+    """
+    feature = splits["train"].features[task.label]
+    own = getattr(feature, "names", None)
+    columns = {name: list(split[task.label]) for name, split in splits.items()}
+    for values in columns.values():
+        check_values(task, task.label, values, int | str)
+    names = list(own or sorted({str(v) for v in columns["train"]}, key=lambda n: (len(n), n)))
+    index = {name: i for i, name in enumerate(names)}
+    encoded = {}
+    for name, values in columns.items():
+        if own:
+            encoded[name] = _in_range(np.asarray(values, dtype=np.int64), task, len(names))
+            continue
+        if unknown := {str(v) for v in values} - index.keys():
+            raise ScenarioError(f"task.label = {task.label!r}: {min(unknown)} is not in training")
+        encoded[name] = np.asarray([index[str(v)] for v in values], dtype=np.int64)
+    return encoded, names
+
+
+def check_values(task: TaskSection, column: str, values: Iterable[Any], allowed: Any) -> None:
+    """Raise `ScenarioError` at the first value of another type."""
+    for row, value in enumerate(values):
+        if not isinstance(value, allowed):
+            raise ScenarioError(
+                f"task.data = {task.data!r}: column {column!r} holds {value!r} in row {row}"
+            )
+
+
+def _read(task: TaskSection) -> DatasetDict:
+    path = Path(task.data).expanduser()
+    if task.data.startswith("builtin:"):
+        raise ScenarioError(
+            f"task.data = {task.data!r}: no such builtin data for {task.kind}; allowed: "
+            f"{BUILTIN[task.kind]}, a file, a folder, or a hub name"
+        )
+    written_as_path = task.data.startswith((".", "/", "~")) or path.suffix in FORMATS
+    if written_as_path and not path.exists():
+        raise ScenarioError(f"task.data = {task.data!r}: no such file or folder")
+    if path.is_file():
+        files = {"train": path}
+        if task.test is not None:
+            files["test"] = Path(task.test).expanduser()
+        return DatasetDict({name: _file(task, file) for name, file in files.items()})
+    if path.is_dir():
+        return _folder(task, path)
+    found = load_dataset(task.data, task.subset)
+    return DatasetDict({"train": found}) if isinstance(found, Dataset) else found
+
+
+def _folder(task: TaskSection, path: Path) -> DatasetDict:
+    if any((path / name).exists() for name in SAVED):
+        found = load_from_disk(str(path))
+        return DatasetDict({"train": found}) if isinstance(found, Dataset) else found
+    files = {file.stem: file for file in sorted(path.iterdir()) if file.suffix in FORMATS}
+    if task.train_split in files:
+        wanted = [name for name in (task.train_split, task.test_split) if name in files]
+        return DatasetDict({name: _file(task, files[name]) for name in wanted})
+    found = load_dataset(str(path))
+    return DatasetDict({"train": found}) if isinstance(found, Dataset) else found
+
+
+def _file(task: TaskSection, path: Path) -> Dataset:
+    if not path.is_file() or path.suffix not in FORMATS:
+        raise ScenarioError(
+            f"task.data: {str(path)!r} is no file that can be read; allowed: {', '.join(FORMATS)}"
+        )
+    builder, options = FORMATS[path.suffix]
+    options = dict(options)
+    if builder == "csv" and task.columns is not None:
+        options["column_names"] = task.columns
+    if builder == "text" and task.pattern is not None:
+        options["sample_by"] = "document"
+    rows: Dataset = load_dataset(builder, data_files=str(path), split="train", **options)
+    return rows if builder != "text" else _rows_of_text(task, rows)
+
+
+def _rows_of_text(task: TaskSection, lines: Dataset) -> Dataset:
+    """The rows of a txt file: its matches of `task.pattern`, else its lines that are not blank."""
+    if task.pattern is None:
+        return lines.filter(lambda line: bool(line["text"].strip()))
+    try:
+        pattern = re.compile(task.pattern)
+    except re.error as error:
+        raise ScenarioError(f"task.pattern = {task.pattern!r}: {error}") from None
+    if not pattern.groupindex:
+        raise ScenarioError(f"task.pattern = {task.pattern!r}: needs named groups, (?P<text>...)")
+
+    def matches(batch: dict[str, list[str]]) -> dict[str, list[str]]:
+        found = [match for text in batch["text"] for match in pattern.finditer(text)]
+        return {name: [match[name] or "" for match in found] for name in pattern.groupindex}
+
+    return lines.map(matches, batched=True, remove_columns=["text"])
+
+
+def _both(task: TaskSection, found: DatasetDict) -> DatasetDict:
+    train = "train" if "train" in found and task.train_split not in found else task.train_split
+    if train not in found:
+        raise ScenarioError(
+            f"task.data = {task.data!r}: has no split {train!r}; it has: {', '.join(found)}"
+        )
+    if task.test_split in found:
+        return DatasetDict({"train": found[train], "test": found[task.test_split]})
+    if len(found[train]) < 2:
+        raise ScenarioError(f"task.data = {task.data!r}: too few rows to keep some for testing")
+    return found[train].train_test_split(test_size=TEST_SHARE, seed=0)
+
+
+def _some(split: Dataset, count: int | None) -> Dataset:
+    if count is None or count >= len(split):
+        return split
+    return split.select(np.sort(np.random.default_rng(0).permutation(len(split))[:count]))
+
+
+def _check_column(key: str, column: str | None, split: Dataset, name: str) -> None:
+    if column is not None and column not in split.column_names:
+        found = ", ".join(split.column_names)
+        raise ScenarioError(f"task.{key} = {column!r}: no such column in {name}; it has: {found}")
+
+
+def _in_range(labels: NDArray[np.int64], task: TaskSection, classes: int) -> NDArray[np.int64]:
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise ScenarioError(
+            f"task.label = {task.label!r}: holds {labels.min()} to {labels.max()} for "
+            f"{classes} classes"
+        )
+    return labels
