@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from datasets import (
     Dataset,
     DatasetDict,
+    Features,
+    Value,
     load_dataset,
     load_from_disk,
 )
@@ -21,10 +24,9 @@ from fedtune.errors import ScenarioError, first_line
 from fedtune.scenario.schema import TaskSection
 
 TEST_SHARE = 0.2
-_TEXTS: dict[str, Any] = {"dtype": "str", "keep_default_na": False}
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".csv": ("csv", _TEXTS),
-    ".tsv": ("csv", {**_TEXTS, "delimiter": "\t", "quoting": 3}),
+    ".csv": ("csv", {"keep_default_na": False}),
+    ".tsv": ("csv", {"keep_default_na": False, "delimiter": "\t", "quoting": 3}),
     ".json": ("json", {}),
     ".jsonl": ("json", {}),
     ".parquet": ("parquet", {}),
@@ -149,7 +151,10 @@ def _file(task: TaskSection, path: Path) -> Dataset:
         )
     builder, options = FORMATS[path.suffix]
     options = dict(options)
-    if builder == "csv" and task.columns is not None:
+    if builder == "csv":
+        reading = {key: value for key, value in options.items() if key != "keep_default_na"}
+        names = task.columns or list(pd.read_csv(path, nrows=0, **reading).columns)
+        options["features"] = Features({name: Value("string") for name in names})
         options["column_names"] = task.columns
     if builder == "text" and task.pattern is not None:
         options["sample_by"] = "document"
