@@ -36,8 +36,9 @@ def load_text(task: TaskSection) -> Examples:
     tokenizer = load_tokenizer(task.base)
     base.model.config.pad_token_id = tokenizer.pad_token_id
     length = longest(task, base.model, tokenizer)
+    typed = task.text_pair is not None and getattr(base.model.config, "type_vocab_size", 0) > 1
     tables = {
-        name: _encode(task, split.add_column(CODE, labels[name]), tokenizer, length)
+        name: _encode(task, split.add_column(CODE, labels[name]), tokenizer, length, typed)
         for name, split in single.items()
     }
     dropped = sum(len(splits[n]) - len(single[n]) for n in splits)
@@ -73,20 +74,22 @@ OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "xm
 
 
 def _encode(
-    task: TaskSection, rows: Dataset, tokenizer: PreTrainedTokenizerBase, length: int
+    task: TaskSection, rows: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, typed: bool
 ) -> TokenTable:
     filler = _filler(tokenizer)
 
     def encode(batch: Columns, rows: list[int]) -> Columns:
         pairs = None if task.text_pair is None else [as_text(v) for v in batch[task.text_pair]]
         texts = [as_text(value) for value in batch[task.text]]
-        found = tokenizer(texts, pairs, truncation=True, max_length=length)
+        found = tokenizer(
+            texts, pairs, truncation=True, max_length=length, return_token_type_ids=typed
+        )
         kept: Columns = {"input_ids": [ids or [filler] for ids in found["input_ids"]]}
-        if "token_type_ids" in found and pairs is not None:
+        if typed:
             kept["token_type_ids"] = [types or [0] for types in found["token_type_ids"]]
         return {**kept, CODE: batch[CODE]}
 
-    settings = ("text-classification", task.text, task.text_pair, length)
+    settings = ("text-classification", task.text, task.text_pair, length, typed)
     encoded = tokenise(rows, tokenizer, encode, settings)
     flat, offsets = flat_tokens(encoded)
     targets = torch.from_numpy(numbers(encoded, CODE))

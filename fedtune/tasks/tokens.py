@@ -27,6 +27,7 @@ from fedtune.tasks.base import Batch, Rows
 IGNORED = -100
 CACHE_VERSION = 1
 WRITTEN_AT_ONCE = 1 << 20
+TOKEN_COLUMNS = ("input_ids", "token_type_ids")
 Columns = dict[str, list[Any]]
 
 
@@ -110,7 +111,7 @@ def tokenise(
     key = (CACHE_VERSION, rows._fingerprint, state, tokenizer.special_tokens_map, settings)
     first = encode(rows[:1], [0])
     features = {
-        name: Sequence(Value("int32")) if name in tokenizer.model_input_names else Value("int64")
+        name: Sequence(Value("int32")) if name in TOKEN_COLUMNS else Value("int64")
         for name in first
     }
     fingerprint = Hasher.hash(key)

@@ -49,7 +49,6 @@ def save(kind: str, folder: Path) -> str:
             )
         )  # fmt: skip
         words = tokenizer("[CLS]", "[SEP]", pad="[PAD]")
-        words.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     elif kind == "llama":
         model = LlamaForCausalLM(
             LlamaConfig(
