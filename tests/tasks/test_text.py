@@ -84,7 +84,7 @@ def test_a_pair_is_read_as_the_tokenizer_reads_pairs(tmp_path, data):
     picked = [ROWS[i] for i in (0, 1, 3)]
     wanted = words(
         [r["text"] for r in picked], [r["other"] for r in picked],
-        padding=True, return_tensors="pt",
+        padding=True, return_tensors="pt", return_token_type_ids=True,
     )  # fmt: skip
     for name in ("input_ids", "attention_mask", "token_type_ids"):
         assert torch.equal(batch.inputs[name], wanted[name]), name
