@@ -106,7 +106,7 @@ def describe(line: dict[str, Any], key: str = "after") -> str:
 
 def table(found: list[dict[str, Any]]) -> str:
     rows = [
-        "| scenario | metric | before | federated | centralised | learning rates | passes | seeds |",
+        "| scenario | metric | before | federated | centralised | rates | passes | seeds |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for one in found:

@@ -72,12 +72,12 @@ class CohortClients:
     def _plan(self, client: int, message: Message, state: Tensors) -> ClientWork:
         local, rows = self.engine.setting.local, self.training_rows(client)
         widths = self.engine.setting.data.widths(rows)
-        return plan_work(client, _round(message), rows, state, local, self.seed, widths)
+        return plan_work(client, message_round(message), rows, state, local, self.seed, widths)
 
     def _train(self, training: list[tuple[int, ClientWork, Message]]) -> dict[int, Answer]:
         by_round: dict[int, list[tuple[int, ClientWork, Message]]] = {}
         for item in training:
-            by_round.setdefault(_round(item[2]), []).append(item)
+            by_round.setdefault(message_round(item[2]), []).append(item)
         answers: dict[int, Answer] = {}
         for server_round, items in by_round.items():
             done = self.engine.train([work for _, work, _ in items], server_round)
@@ -104,7 +104,8 @@ class CohortClients:
         return Message(RecordDict({METRICS: metrics}), reply_to=message)
 
 
-def _round(message: Message) -> int:
+def message_round(message: Message) -> int:
+    """The round that a message belongs to."""
     return int(str(message.content[CONFIG]["server-round"]))
 
 

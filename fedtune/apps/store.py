@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
+from flwr.app import Context
+from safetensors.torch import load, save
 from torch import Tensor
 
+from fedtune.files import write_atomically
+from fedtune.grids.arrays import to_record, to_tensors
+
+KEPT = "kept"
 Kept = dict[str, Tensor]
 
 
@@ -45,3 +52,62 @@ class MemoryStore:
         for key, tensor in state.items():
             client, name = key.split("/", 1)
             self.kept.setdefault(int(client), {})[name] = tensor
+
+
+class ContextStore:
+    """One client's state in the context that Flower carries from message to message of a run.
+
+    Args:
+        context: of the client.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.state = context.state
+
+    def get(self, client: int) -> Kept | None:
+        """What the client kept, or None before its first round."""
+        return to_tensors(self.state.array_records[KEPT]) if KEPT in self.state else None
+
+    def put(self, client: int, kept: Kept) -> None:
+        """Replace what the client keeps."""
+        self.state[KEPT] = to_record(kept)
+
+
+class FileStore:
+    """Clients' state as a file for each round they trained in, the last few kept.
+
+    A run that is taken up again at an earlier round finds what held then.
+
+    Args:
+        folder: of the run.
+        before: states of this round and later ones are not looked at.
+        rounds: how far back a run may be taken up.
+    """
+
+    def __init__(self, folder: Path, before: int, rounds: int = 1) -> None:
+        self.folder, self.before, self.rounds = folder, before, rounds
+
+    def get(self, client: int) -> Kept | None:
+        """What a client kept last, or None before its first round."""
+        files = self._files(client)
+        rounds = [r for r in files if r < self.before]
+        return load(files[max(rounds)].read_bytes()) if rounds else None
+
+    def put(self, client: int, kept: Kept) -> None:
+        """Keep what a client has after round `before`."""
+        data = {name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}
+        path = self.folder / str(client) / f"{self.before}.safetensors"
+        write_atomically(path, save(data))
+        spent = [r for r in sorted(self._files(client)) if r < self.before - self.rounds][:-1]
+        for old in spent:
+            (self.folder / str(client) / f"{old}.safetensors").unlink(missing_ok=True)
+
+    def latest(self) -> dict[int, Kept]:
+        """What all clients kept."""
+        clients = sorted(int(folder.name) for folder in self.folder.glob("[0-9]*"))
+        found = {client: self.get(client) for client in clients}
+        return {client: kept for client, kept in found.items() if kept is not None}
+
+    def _files(self, client: int) -> dict[int, Path]:
+        found = (self.folder / str(client)).glob("[0-9]*.safetensors")
+        return {int(file.stem): file for file in found}

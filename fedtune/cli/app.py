@@ -54,8 +54,8 @@ def run(
     settled = None if scenario is None else load_scenario(scenario, set_ or [])
     if not as_json:
         typer.echo(f"preparing {scenario or resume} ...", err=True)
-    from fedtune.cli.progress import ConsoleObserver
     from fedtune.runs import api
+    from fedtune.runs.progress import ConsoleObserver
 
     observer = ConsoleObserver(quiet=as_json)
     path = resume or out or api.new_path(Path(scenario or "run").stem)

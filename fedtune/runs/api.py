@@ -10,16 +10,28 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from flwr.serverapp import Grid
+
+from fedtune.apps.store import KEPT, FileStore
 from fedtune.cohort.engine import Resolved
 from fedtune.cohort.sizing import peak_memory
 from fedtune.errors import ScenarioError
+from fedtune.grids.node_grid import NodeGrid
 from fedtune.report.curve import draw_curve
 from fedtune.report.partition import draw_partition
 from fedtune.runs.build import Federation, build, settle_paths
 from fedtune.runs.checkpoints import load_checkpoint
 from fedtune.runs.directory import RunDirectory
 from fedtune.runs.export import save_result
-from fedtune.runs.loop import Observer, ServerState, run_rounds, start_state
+from fedtune.runs.loop import (
+    Observer,
+    ServerState,
+    Started,
+    engine_name,
+    run_rounds,
+    start_state,
+)
+from fedtune.runs.superlink import run_on_flower
 from fedtune.scenario import Scenario, load_scenario
 from fedtune.scenario.loading import Overrides, validate
 from fedtune.tasks.clients import DealtRows
@@ -32,7 +44,7 @@ RESUMABLE = ("run.rounds", "run.eval_every", "run.checkpoint_every")
 class Silent:
     """An observer that shows nothing."""
 
-    def started(self, federation: Federation, first_round: int, initial: dict[str, float]) -> None:
+    def started(self, run: Started) -> None:
         """Say nothing."""
 
     def finished_round(self, line: dict[str, Any]) -> None:
@@ -44,6 +56,7 @@ def run(
     overrides: Overrides = (),
     out: str | Path | None = None,
     observer: Observer | None = None,
+    grid: Grid | None = None,
 ) -> RunDirectory:
     """Run a scenario to its end.
 
@@ -52,6 +65,8 @@ def run(
         overrides: dotted keys to values, or `key=value` strings.
         out: the run directory to make; by default a new one under `runs/`.
         observer: shows the run while it goes on.
+        grid: Flower's grid, in a ServerApp; without one, `engine.kind = "flower"` starts its own
+            SuperLink and Simulation Runtime.
 
     Returns:
         The run directory: `.metrics`, `.summary`, `.adapter`.
@@ -65,14 +80,21 @@ def run(
     path = Path(out) if out is not None else new_path(name)
     RunDirectory.check_free(path)
     holder: dict[str, RunDirectory] = {}
-    federation = build(settled, on_resolve=lambda r: holder["d"].write_engine(r.to_dict()))
+    if settled.engine.kind == "flower" and grid is None:
+        return run_on_flower(settled, path, observer or Silent())
+    federation = build(
+        settled, on_resolve=lambda r: holder["d"].write_engine(r.to_dict()), outer=grid
+    )
     directory = holder["d"] = RunDirectory.create(path, settled)
     _write_partition(federation, directory)
     return _go(federation, start_state(federation, None), directory, observer or Silent())
 
 
 def resume(
-    path: str | Path, overrides: Overrides = (), observer: Observer | None = None
+    path: str | Path,
+    overrides: Overrides = (),
+    observer: Observer | None = None,
+    grid: Grid | None = None,
 ) -> RunDirectory:
     """Go on with a run that was stopped, or lengthen one that ended.
 
@@ -80,6 +102,7 @@ def resume(
         path: the run directory.
         overrides: `run.rounds`, `run.eval_every` or `run.checkpoint_every`; the rest is settled.
         observer: shows the run while it goes on.
+        grid: Flower's grid, in a ServerApp.
 
     Raises:
         ScenarioError: if it is no run directory, or another key is overridden.
@@ -88,12 +111,16 @@ def resume(
     scenario = _overridden(directory, overrides)
     found = load_checkpoint(directory.checkpoints)
     _check_resumable(directory, scenario, found.round if found else 0)
+    if scenario.engine.kind == "flower" and grid is None:
+        directory.write_scenario(scenario)
+        return run_on_flower(scenario, directory.path, observer or Silent(), resume=True)
     engine = directory.read_engine()
     federation = build(
         scenario,
         directory.read_partition(),
         Resolved.from_dict(engine) if engine else None,
         lambda resolved: directory.write_engine(resolved.to_dict()),
+        grid,
     )
     directory.write_scenario(scenario)
     _write_partition(federation, directory)
@@ -136,7 +163,13 @@ def _overridden(directory: RunDirectory, overrides: Overrides) -> Scenario:
 def _go(
     federation: Federation, state: ServerState, directory: RunDirectory, observer: Observer
 ) -> RunDirectory:
+    if isinstance(federation.serving, NodeGrid):
+        known = federation.serving.directory
+        directory.write_nodes({client: known.node(client) for client in known.clients})
     state = run_rounds(federation, state, directory, observer)
+    if (directory.path / KEPT).is_dir():
+        store = FileStore(directory.path / KEPT, state.round + 1)
+        federation.store.kept = store.latest()
     save_result(federation, state.arrays, directory)
     directory.write_summary(summarise(federation, state, directory))
     _draw(federation, state, directory)
@@ -186,7 +219,7 @@ def summarise(
         "classes": federation.task.classes,
         "seed": federation.scenario.run.seed,
         "device": federation.engine.resolved.device,
-        "engine": federation.engine.resolved.backend,
+        "engine": engine_name(federation),
         "resolved": federation.engine.resolved.to_dict(),
         "versions": {"python": platform.python_version(), **versions()},
     }

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from flwr.serverapp import Grid
 
 from fedtune.adapters.wrap import Adapted, wrap
 from fedtune.apps.clients import CohortClients
@@ -21,6 +22,7 @@ from fedtune.cohort.probe import choose_backend
 from fedtune.errors import ScenarioError
 from fedtune.grids.cohort_grid import CohortGrid
 from fedtune.grids.metered import MeteredGrid
+from fedtune.grids.node_grid import NodeGrid
 from fedtune.runs.strategies import adapter_kind, make_strategy
 from fedtune.scenario.schema import Scenario
 from fedtune.tasks.base import Rows
@@ -46,7 +48,8 @@ class Federation:
         task: model, data, clients' rows.
         adapted: the model with its adapter.
         engine: trains and evaluates.
-        store: what clients keep.
+        clients: the client side.
+        store: what clients of this process keep.
         grid: carries messages, metered.
         serving: the grid within, whose `serving()` lets strategies make messages.
         strategy: the server's method.
@@ -57,9 +60,10 @@ class Federation:
     task: Task
     adapted: Adapted
     engine: Engine
+    clients: CohortClients
     store: MemoryStore
     grid: MeteredGrid
-    serving: CohortGrid
+    serving: CohortGrid | NodeGrid
     strategy: AdapterStrategy
     notes: list[str]
 
@@ -69,6 +73,7 @@ def build(
     parts: list[Rows] | None = None,
     resolved: Resolved | None = None,
     on_resolve: Callable[[Resolved], None] = lambda resolved: None,
+    outer: Grid | None = None,
 ) -> Federation:
     """Build a run.
 
@@ -76,6 +81,7 @@ def build(
         parts: the rows of each client, and
         resolved: what the engine settled, where a run is taken up again.
         on_resolve: told of each thing that the engine settles.
+        outer: Flower's grid, where clients are in other processes; by default they are in this one.
 
     Raises:
         ScenarioError: for whatever cannot work, before anything is trained.
@@ -98,22 +104,27 @@ def build(
     setting = Setting(
         adapted, task.objective, task.train, scenario.local, scenario.run.rounds, device, dtype
     )
-    wanted = resolved.backend if resolved else engine.kind
+    wanted = resolved.backend if resolved else engine.kind.replace("flower", "cohort")
     sample = np.arange(min(PROBE_ROWS, len(task.train)))
     backend, reason = choose_backend(setting, wanted, sample)
     notes = _notes(task, reason)
     settled = resolved or Resolved(backend.name, str(device), torch.get_num_threads())
     runner = Engine(backend, setting, settled, engine.cohort_size, on_resolve)
-    store = MemoryStore()
     if head == "local" and all(len(task.clients.rows(c)) < 2 for c in task.clients.eligible):
         raise ScenarioError(
             "task.head = 'local': no client has two examples, one to train and one to evaluate on"
         )
     holdout = scenario.clients.holdout if head == "local" else 0.0
+    store = MemoryStore()
     clients = CohortClients(runner, task.clients, store, scenario.run.seed, holdout)
-    grid = CohortGrid(clients, task.clients.eligible, scenario.faults.on_error)
+    eligible, on_error = task.clients.eligible, scenario.faults.on_error
+    grid = (
+        CohortGrid(clients, eligible, on_error)
+        if outer is None
+        else NodeGrid(outer, len(task.clients), eligible, on_error)
+    )
     return Federation(
-        scenario, task, adapted, runner, store, MeteredGrid(grid), grid, strategy, notes
+        scenario, task, adapted, runner, clients, store, MeteredGrid(grid), grid, strategy, notes
     )
 
 

@@ -138,6 +138,10 @@ class RunDirectory:
             return None
         return found
 
+    def write_nodes(self, nodes: dict[int, int]) -> None:
+        """Store which of Flower's nodes each client was."""
+        write_json(self.path / "nodes.json", {str(client): node for client, node in nodes.items()})
+
     def write_partition(self, parts: list[Rows]) -> None:
         """Store which rows each client holds."""
         lengths = np.asarray([len(part) for part in parts], dtype=np.int64)

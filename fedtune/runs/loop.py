@@ -23,10 +23,39 @@ from fedtune.runs.directory import RunDirectory
 Line = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Started:
+    """What is known of a run before its first round.
+
+    Attributes:
+        strategy: its name.
+        adapter: its kind.
+        clients: how many hold examples.
+        parameters: trained by each.
+        engine: what trains them, and
+        device: where.
+        notes: lines that the user should see.
+        rounds: the last round.
+        first_round: the first one to run.
+        initial: the evaluation before round 1.
+    """
+
+    strategy: str
+    adapter: str
+    clients: int
+    parameters: int
+    engine: str
+    device: str
+    notes: list[str]
+    rounds: int
+    first_round: int
+    initial: dict[str, float]
+
+
 class Observer(Protocol):
     """Shows a run; the default shows nothing."""
 
-    def started(self, federation: Federation, first_round: int, initial: dict[str, float]) -> None:
+    def started(self, run: Started) -> None:
         """Before the first round to run."""
 
     def finished_round(self, line: Line) -> None:
@@ -71,7 +100,7 @@ def run_rounds(
     with federation.serving.serving():
         if state.initial is None:
             state.initial = evaluate(federation, state.arrays, 0)
-        observer.started(federation, state.round + 1, state.initial)
+        observer.started(to_started(federation, state))
         if stops_early(federation, directory):
             return state
         for server_round in range(state.round + 1, section.rounds + 1):
@@ -84,6 +113,29 @@ def run_rounds(
             if last:
                 break
     return state
+
+
+def to_started(federation: Federation, state: ServerState) -> Started:
+    """What is known of a run before its first round."""
+    scenario, resolved = federation.scenario, federation.engine.resolved
+    return Started(
+        strategy=federation.strategy.name,
+        adapter=scenario.adapter.kind,
+        clients=len(federation.task.clients.eligible),
+        parameters=federation.adapted.layout.width,
+        engine=engine_name(federation),
+        device=resolved.device,
+        notes=federation.notes,
+        rounds=scenario.run.rounds,
+        first_round=state.round + 1,
+        initial=dict(state.initial or {}),
+    )
+
+
+def engine_name(federation: Federation) -> str:
+    """`flower`, or the backend that trains in this process."""
+    kind = federation.scenario.engine.kind
+    return kind if kind == "flower" else federation.engine.resolved.backend
 
 
 def one_round(federation: Federation, state: ServerState, server_round: int) -> Line:

@@ -272,7 +272,11 @@ class FaultsSection(Section):
 class EngineSection(Section):
     """How the work is done; of a result it decides rounding only."""
 
-    kind: Literal["cohort", "sequential"] = "cohort"
+    kind: Literal["cohort", "sequential", "flower"] = Field(
+        "cohort",
+        description="cohort: many clients in one pass; sequential: one after another; flower: "
+        "Flower's Simulation Runtime, a process for each of `workers`",
+    )
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     cohort_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="the most clients trained together; never more than fit"
@@ -280,6 +284,9 @@ class EngineSection(Section):
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
         "auto", description="CPU threads of torch"
+    )
+    workers: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
+        "auto", description="processes of `flower`; by default one a core"
     )
     deterministic: bool = Field(False, description="bit-for-bit results on CUDA, slower")
 

@@ -14,8 +14,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from fedtune.runs.build import Federation
 from fedtune.runs.directory import RunDirectory
+from fedtune.runs.loop import Started
 
 PLAIN_LINES = 10
 
@@ -36,21 +36,18 @@ class ConsoleObserver:
         self.seconds = 0.0
         self.metric = ""
 
-    def started(self, federation: Federation, first_round: int, initial: dict[str, float]) -> None:
+    def started(self, run: Started) -> None:
         """Say what begins, and show the bar on a terminal."""
         if self.quiet:
             return
-        self.total = federation.scenario.run.rounds
-        clients = federation.task.clients
-        resolved = federation.engine.resolved
+        self.total = run.rounds
         self.console.print(
-            f"{federation.strategy.name}, adapter {federation.scenario.adapter.kind}: "
-            f"{len(clients.eligible)} clients, {federation.adapted.layout.width:,} trained "
-            f"parameters, {resolved.backend} engine on {resolved.device}"
+            f"{run.strategy}, adapter {run.adapter}: {run.clients} clients, {run.parameters:,} "
+            f"trained parameters, {run.engine} engine on {run.device}"
         )
-        for note in federation.notes:
+        for note in run.notes:
             self.console.print(note)
-        self.metric = _metric(initial)
+        self.metric = _metric(run.initial)
         if self.console.is_terminal:
             self.progress = Progress(
                 TextColumn("round"), MofNCompleteColumn(), BarColumn(bar_width=24),
@@ -60,7 +57,7 @@ class ConsoleObserver:
             )  # fmt: skip
             self.progress.start()
             self.progress.add_task(
-                "", total=self.total, completed=first_round - 1, metric=self.metric, speed=""
+                "", total=self.total, completed=run.first_round - 1, metric=self.metric, speed=""
             )
 
     def finished_round(self, line: dict[str, Any]) -> None:

@@ -1,0 +1,43 @@
+"""fedtune's ServerApp: the same run as in the cohort engine, over Flower's grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedtune.runs import api
+from fedtune.runs.flower import OUT, RESUME, SCENARIO, scenario_of
+from fedtune.runs.progress import ConsoleObserver
+from fedtune.runs.server_files import StartedFile, write_failure
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run, or take up, the scenario of the run configuration.
+
+    Run-config keys: `scenario` (text, file or name), `out` (the run directory; by default a new one
+    under `runs/`) and `resume` (whether `out` is a run to go on with).
+    """
+    config = context.run_config
+    out = str(config.get(OUT, ""))
+    console = ConsoleObserver()
+    observer = StartedFile(Path(out), console) if out else console
+    try:
+        if config.get(RESUME, False):
+            directory = api.resume(out, observer=observer, grid=grid)
+        else:
+            path = Path(out) if out else api.new_path(_name(str(config.get(SCENARIO, ""))))
+            directory = api.run(scenario_of(config), out=path, observer=observer, grid=grid)
+        console.closing(directory)
+    except Exception as error:
+        if out:
+            write_failure(Path(out), error)
+        raise
+
+
+def _name(text: str) -> str:
+    return Path(text).stem if text and "=" not in text else "run"
