@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -24,6 +25,7 @@ from fedtune.adapters.wrap import PretrainedBase
 from fedtune.errors import ScenarioError, first_line
 from fedtune.scenario.schema import TaskSection
 
+WEIGHTS = "model.safetensors"
 MODELS = {
     "image-classification": (AutoModelForImageClassification, "pixel_values"),
     "text-classification": (AutoModelForSequenceClassification, "input_ids"),
@@ -34,6 +36,9 @@ MODELS = {
 def base_path(source: str) -> str:
     """What `from_pretrained` takes for a scenario's `task.base`.
 
+    A `builtin:` model lies beside the code; where that is a Flower bundle, which holds no weights,
+    the one of an installed fedtune serves.
+
     Raises:
         ScenarioError: if a `builtin:` model or a local folder does not exist, or holds no weights.
     """
@@ -42,18 +47,20 @@ def base_path(source: str) -> str:
         if source.startswith((".", "/", "~")) and not folder.is_dir():
             raise ScenarioError(f"task.base = {source!r}: no such folder")
         return str(folder) if folder.is_dir() else source
-    folder = Path(str(resources.files("fedtune") / "builtin"))
-    names = sorted(f.name for f in folder.glob("*") if f.is_dir() and f.name[0] not in "._")
     name = source.removeprefix("builtin:")
-    if names and name not in names:
-        allowed = ", ".join(f"builtin:{n}" for n in names)
-        raise ScenarioError(f"task.base = {source!r}: allowed: {allowed}, a folder or a hub name")
-    if not (folder / name / "model.safetensors").is_file():
+    beside = Path(str(resources.files("fedtune") / "builtin"))
+    folders = [beside, *(Path(place) / "fedtune" / "builtin" for place in sys.path)]
+    for folder in folders:
+        if (folder / name / WEIGHTS).is_file():
+            return str(folder / name)
+    names = sorted({file.parent.name for folder in folders for file in folder.glob(f"*/{WEIGHTS}")})
+    if not names:
         raise ScenarioError(
-            f"task.base = {source!r}: its weights are not in {folder}; a Flower bundle leaves "
-            "them out unless fab-include in pyproject.toml names them, or install fedtune"
+            f"task.base = {source!r}: its weights are not in {beside}; a Flower bundle cannot hold "
+            "weights: install fedtune on this machine, or name a folder or a hub model"
         )
-    return str(folder / name)
+    allowed = ", ".join(f"builtin:{n}" for n in names)
+    raise ScenarioError(f"task.base = {source!r}: allowed: {allowed}, a folder or a hub name")
 
 
 def load_base(task: TaskSection, classes: list[str]) -> PretrainedBase:
