@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from torch import Tensor
 
-from fedtune.grids.arrays import to_record, to_tensors
+from fedtune.grids.arrays import records, to_record, to_tensors
 from fedtune.grids.directory import Directory, directory_of
 from fedtune.grids.replies import metrics_fault, reply_fault
 from fedtune.participation import Participation
@@ -103,8 +103,8 @@ class AdapterStrategy(FlowerFedAvg):
         contents = [content for _, content in good]
         examples = [float(_metrics(c)[self.weighted_by_key]) for c in contents]  # type: ignore[arg-type]
         weights = policy_weights(self.weights, examples, self.max_weight)
-        records = [next(iter(content.array_records.values())) for content in contents]
-        updates = torch.stack([self._difference(to_tensors(record)) for record in records])
+        arrays = [records(content, ArrayRecord)[0] for content in contents]
+        updates = torch.stack([self._difference(to_tensors(record)) for record in arrays])
         update, _ = self.rule(updates, weights.to(updates.device))
         return to_record(self._apply(update)), self._train_metrics(contents)
 
@@ -129,7 +129,7 @@ class AdapterStrategy(FlowerFedAvg):
             (self._directory.client(m.metadata.src_node_id), m)
             for m in replies
             if not m.has_error()
-            and len(m.content.metric_records) == 1
+            and len(records(m.content, MetricRecord)) == 1
             and metrics_fault(_metrics(m.content), self.weighted_by_key) is None
         ]
         used = [
@@ -207,4 +207,4 @@ def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _metrics(content: RecordDict) -> MetricRecord:
-    return next(iter(content.metric_records.values()))
+    return records(content, MetricRecord)[0]

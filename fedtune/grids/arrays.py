@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-from fedtune.grids.compat import NUMPY_STYPE
+from fedtune.grids.compat import NUMPY_STYPE, array_record
+
+Kind = TypeVar("Kind", ArrayRecord, MetricRecord, ConfigRecord)
 
 
 class LazyArray(Array):
@@ -63,10 +65,7 @@ LazyArray.__qualname__ = Array.__qualname__
 
 def to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """Tensors as a record, not serialised (ArrayRecord's constructor would copy the bytes)."""
-    record = ArrayRecord()
-    for name, tensor in tensors.items():
-        record[name] = LazyArray(tensor)
-    return record
+    return array_record({name: LazyArray(tensor) for name, tensor in tensors.items()})
 
 
 def to_tensor(array: Array) -> Tensor:
@@ -74,6 +73,11 @@ def to_tensor(array: Array) -> Tensor:
     if isinstance(array, LazyArray):
         return cast(Tensor, array.__dict__["tensor"])
     return torch.from_numpy(array.numpy())
+
+
+def records(content: RecordDict, kind: type[Kind]) -> list[Kind]:
+    """The records of a kind; Flower's own properties copy and check them at each look."""
+    return [record for record in content.values() if isinstance(record, kind)]
 
 
 def to_tensors(record: ArrayRecord) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from flwr.app import Message, RecordDict
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.common.constant import (
     FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE,
     SUPERLINK_NODE_ID,
@@ -20,6 +20,7 @@ __all__ = [
     "CLIENT_RAISED",
     "NUMPY_STYPE",
     "Run",
+    "array_record",
     "envelope_bytes",
     "make_run",
     "set_message_id",
@@ -47,6 +48,13 @@ def task_identity(run_id: int) -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(TaskIdentity, name, value)
+
+
+def array_record(arrays: dict[str, Array]) -> ArrayRecord:
+    """A record of arrays, without Flower's look at the type of each key and value."""
+    record = ArrayRecord()
+    record.__dict__["_data"].update(arrays)
+    return record
 
 
 def make_run(run_id: int) -> Run:

@@ -9,7 +9,7 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-from fedtune.grids.arrays import to_tensor
+from fedtune.grids.arrays import records, to_tensor
 
 MOST_EXAMPLES = 1e12
 
@@ -22,14 +22,15 @@ def reply_fault(content: RecordDict, expected: Mapping[str, Tensor], weight_key:
         expected: the tensors it must hold, exactly.
         weight_key: the metric that holds its number of examples.
     """
-    if len(content.array_records) != 1 or len(content.metric_records) != 1:
+    arrays, metrics_found = records(content, ArrayRecord), records(content, MetricRecord)
+    if len(arrays) != 1 or len(metrics_found) != 1:
         return "must hold exactly one ArrayRecord and one MetricRecord"
-    metrics = next(iter(content.metric_records.values()))
+    metrics = metrics_found[0]
     if fault := metrics_fault(metrics, weight_key):
         return fault
     if metrics[weight_key] == 0:
         return f"{weight_key} = 0: must be a number above 0"
-    return _array_fault(next(iter(content.array_records.values())), expected)
+    return _array_fault(arrays[0], expected)
 
 
 def metrics_fault(metrics: MetricRecord, weight_key: str) -> str | None:
@@ -48,14 +49,19 @@ def _array_fault(record: ArrayRecord, expected: Mapping[str, Tensor]) -> str | N
         return f"misses {min(missing)}"
     if surplus := record.keys() - expected.keys():
         return f"holds {min(surplus)}, which was not asked for"
-    sums: list[Tensor] = []
+    found: dict[str, Tensor] = {}
     for name, sent in expected.items():
         if tuple(record[name].shape) != tuple(sent.shape):
             return f"{name} has shape {tuple(record[name].shape)}, not {tuple(sent.shape)}"
         try:
-            sums.append(to_tensor(record[name]).sum(dtype=torch.float64))
+            found[name] = to_tensor(record[name]).reshape(-1)
         except (TypeError, ValueError) as error:
             return f"{name} cannot be read ({error})"
-    finite = torch.stack(sums).isfinite().tolist() if sums else []
-    broken = [name for name, good in zip(expected, finite, strict=True) if not good]
-    return f"{broken[0]} holds NaN or Inf" if broken else None
+    if not found or _finite(torch.cat(list(found.values()))):
+        return None
+    broken = next(name for name, tensor in found.items() if not _finite(tensor))
+    return f"{broken} holds NaN or Inf"
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(tensor.sum(dtype=torch.float64).isfinite())

@@ -17,6 +17,7 @@ from math import prod
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message
 
+from fedtune.grids.arrays import records
 from fedtune.grids.compat import CHUNK_BYTES, envelope_bytes
 
 _ID = "0" * 64
@@ -42,11 +43,11 @@ def message_size(message: Message) -> Size:
     """Bytes of a message, without serialising its arrays."""
     if message.has_error():
         return Size(0, envelope_bytes(message))
-    records = message.content
-    arrays = [array for record in records.array_records.values() for array in record.values()]
+    content = message.content
+    arrays = [array for record in records(content, ArrayRecord) for array in record.values()]
     payload = sum(_payload(array) for array in arrays)
-    total = envelope_bytes(message) + _object("RecordDict", len(records), _references(records))
-    for record in records.values():
+    total = envelope_bytes(message) + _object("RecordDict", len(content), _references(content))
+    for record in content.values():
         if isinstance(record, ArrayRecord):
             signature = tuple((name, a.dtype, a.shape, a.stype) for name, a in record.items())
             total += _array_record(signature)
