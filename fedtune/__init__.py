@@ -13,6 +13,7 @@ __all__ = [
     "__version__",
     "load_model",
     "load_scenario",
+    "plan",
     "resume",
     "run",
 ]
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from fedtune.runs.api import resume, run
     from fedtune.runs.directory import RunDirectory
     from fedtune.runs.export import load_model
+    from fedtune.runs.plan import plan
     from fedtune.scenario import Scenario, load_scenario
 
 _HOMES = {
@@ -32,6 +34,7 @@ _HOMES = {
     "Scenario": "fedtune.scenario",
     "load_model": "fedtune.runs.export",
     "load_scenario": "fedtune.scenario",
+    "plan": "fedtune.runs.plan",
     "resume": "fedtune.runs.api",
     "run": "fedtune.runs.api",
 }

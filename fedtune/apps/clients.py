@@ -52,7 +52,9 @@ class CohortClients:
             try:
                 state = states.of(client, message)
                 if message.metadata.message_type == MessageType.TRAIN:
-                    training.append((index, self._plan(client, message, state), message))
+                    training.append(
+                        (index, self._work(client, message_round(message), state), message)
+                    )
                 else:
                     answers[index] = self._evaluate(client, message, state)
             except Exception as error:
@@ -69,10 +71,14 @@ class CohortClients:
         rows = self.rows.rows(client)
         return hold_out(rows, self.holdout, self.seed, client) if self.holdout else (rows, rows[:0])
 
-    def _plan(self, client: int, message: Message, state: Tensors) -> ClientWork:
+    def works(self, clients: Sequence[int], server_round: int, state: Tensors) -> list[ClientWork]:
+        """What clients would do in a round, from one state."""
+        return [self._work(client, server_round, state) for client in clients]
+
+    def _work(self, client: int, server_round: int, state: Tensors) -> ClientWork:
         local, rows = self.engine.setting.local, self.training_rows(client)
         widths = self.engine.setting.data.widths(rows)
-        return plan_work(client, message_round(message), rows, state, local, self.seed, widths)
+        return plan_work(client, server_round, rows, state, local, self.seed, widths)
 
     def _train(self, training: list[tuple[int, ClientWork, Message]]) -> dict[int, Answer]:
         by_round: dict[int, list[tuple[int, ClientWork, Message]]] = {}
@@ -84,11 +90,12 @@ class CohortClients:
             for index, work, message in items:
                 result = done[work.client]
                 answers[index] = (
-                    result if isinstance(result, ClientFailure) else self._reply(message, result)
+                    result if isinstance(result, ClientFailure) else self.reply(message, result)
                 )
         return answers
 
-    def _reply(self, message: Message, result: ClientResult) -> Message:
+    def reply(self, message: Message, result: ClientResult) -> Message:
+        """A client's answer to a training message; what it keeps goes to the store."""
         layout = self.engine.setting.layout
         kept = {s.name: result.tensors[s.name].clone() for s in layout.kept}
         if kept and all(bool(tensor.isfinite().all()) for tensor in kept.values()):

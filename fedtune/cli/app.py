@@ -80,6 +80,26 @@ def run(
 
 
 @app.command()
+def plan(
+    scenario: Annotated[str, typer.Argument(help="A TOML file, or a name.")],
+    set_: SetOption = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a run will cost before anything is trained: bytes, memory, time."""
+    settled = load_scenario(scenario, set_ or [])
+    if not as_json:
+        typer.echo(f"preparing {scenario} ...", err=True)
+    from fedtune.cli.planning import describe
+    from fedtune.runs.plan import plan as estimate
+
+    found = estimate(settled)
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        typer.echo("\n".join(f"{name:<12} {text}" for name, text in describe(found)))
+
+
+@app.command()
 def export(
     directory: Annotated[Path, typer.Argument(help="A run directory.")],
     out: Annotated[Path | None, typer.Option(help="Where to; by default DIR/export.")] = None,

@@ -87,8 +87,7 @@ class Engine:
             return {}
         while True:
             try:
-                if not self.resolved.sizes:
-                    self._resolve(server_round, self._first_size(works))
+                self.settle(works, server_round)
                 return self._train(works, server_round)
             except Exception as error:
                 if not out_of_memory(error):
@@ -102,6 +101,12 @@ class Engine:
                     ) from error
             release(self.setting.device)
             self._resolve(server_round, max(1, size // 2))
+
+    def settle(self, works: Sequence[ClientWork], server_round: int) -> int:
+        """The cohort size of a round, measured on its widest client if none is settled yet."""
+        if not self.resolved.sizes:
+            self._resolve(server_round, self._first_size(works))
+        return self.resolved.size(server_round)
 
     def evaluate(self, state: Tensors, data: Data, rows: Rows) -> dict[str, float]:
         """Mean loss and metrics of the model with the given trained tensors over rows of data."""

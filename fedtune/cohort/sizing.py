@@ -70,6 +70,13 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def held_memory(device: torch.device) -> int:
+    """Bytes held now: allocated on a GPU, resident in the process on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that the device's memory is full; on a CPU torch has no type."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (

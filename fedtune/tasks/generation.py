@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -27,6 +27,15 @@ class ExactMatch:
     pattern: re.Pattern[str]
     pairs: list[tuple[list[int], str]]
     tokens: int
+
+    @property
+    def parts(self) -> int:
+        """How many batches of prompts there are."""
+        return -(-len(self.pairs) // GENERATED_TOGETHER)
+
+    def first(self) -> ExactMatch:
+        """The first batch of prompts alone."""
+        return replace(self, pairs=self.pairs[:GENERATED_TOGETHER])
 
     def __call__(self, model: nn.Module, device: torch.device) -> float:
         """The share for a model with its adapter in place."""
