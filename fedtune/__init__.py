@@ -11,6 +11,7 @@ __all__ = [
     "RunDirectory",
     "Scenario",
     "__version__",
+    "frame",
     "load_model",
     "load_scenario",
     "plan",
@@ -23,7 +24,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
-    from fedtune.runs.api import resume, run
+    from fedtune.runs.api import frame, resume, run
     from fedtune.runs.directory import RunDirectory
     from fedtune.runs.export import load_model
     from fedtune.runs.plan import plan
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "RunDirectory": "fedtune.runs.directory",
     "Scenario": "fedtune.scenario",
+    "frame": "fedtune.runs.api",
     "load_model": "fedtune.runs.export",
     "load_scenario": "fedtune.scenario",
     "plan": "fedtune.runs.plan",

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from flwr.serverapp import Grid
 
 from fedtune.apps.store import KEPT, FileStore
@@ -32,6 +33,7 @@ from fedtune.runs.loop import (
     start_state,
 )
 from fedtune.runs.superlink import run_on_flower
+from fedtune.runs.tracking import Tracked, check_trackers
 from fedtune.scenario import Scenario, load_scenario
 from fedtune.scenario.loading import Overrides, validate
 from fedtune.tasks.clients import DealtRows
@@ -80,6 +82,7 @@ def run(
     path = Path(out) if out is not None else new_path(name)
     RunDirectory.check_free(path)
     holder: dict[str, RunDirectory] = {}
+    check_trackers(settled)
     if settled.engine.kind == "flower" and grid is None:
         return run_on_flower(settled, path, observer or Silent())
     federation = build(
@@ -129,6 +132,15 @@ def resume(
     return _go(federation, state, directory, observer or Silent())
 
 
+def frame(path: str | Path) -> pd.DataFrame:
+    """A run as a pandas DataFrame: `fedtune.frame("runs/first")["eval/accuracy"].plot()`.
+
+    Raises:
+        ScenarioError: if it is no run directory.
+    """
+    return RunDirectory.open(Path(path)).frame()
+
+
 def _write_partition(federation: Federation, directory: RunDirectory) -> None:
     task, picture = federation.task, directory.path / "partition.png"
     if not isinstance(task.clients, DealtRows):
@@ -166,7 +178,11 @@ def _go(
     if isinstance(federation.serving, NodeGrid):
         known = federation.serving.directory
         directory.write_nodes({client: known.node(client) for client in known.clients})
-    state = run_rounds(federation, state, directory, observer)
+    tracked = Tracked(directory, federation.scenario, observer)
+    try:
+        state = run_rounds(federation, state, directory, tracked)
+    finally:
+        tracked.close()
     if (directory.path / KEPT).is_dir():
         store = FileStore(directory.path / KEPT, state.round + 1)
         federation.store.kept = store.latest()

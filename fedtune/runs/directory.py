@@ -9,6 +9,7 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+import pandas as pd
 
 from fedtune.errors import ScenarioError
 from fedtune.files import PARTIAL, append_line, write_atomically, write_json
@@ -101,6 +102,16 @@ class RunDirectory:
     def looks(self) -> list[tuple[int, dict[str, float | None]]]:
         """The rounds that were evaluated, with what was found; null for NaN and infinity."""
         return [(line["round"], line["eval"]) for line in self.metrics if line["eval"]]
+
+    def frame(self) -> pd.DataFrame:
+        """The rounds as a table: a row a round, columns as in TensorBoard (`eval/accuracy`, ...).
+
+        The row of round 0 is the evaluation before the first, once the run has ended.
+        """
+        initial = self.summary.get("initial")
+        lines = [{"round": 0, "eval": initial}] if initial else []
+        table = pd.json_normalize([*lines, *self.metrics], sep="/", max_level=1)
+        return table.set_index("round") if len(table) else table
 
     @property
     def summary(self) -> dict[str, Any]:

@@ -298,6 +298,9 @@ class RunSection(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     eval_every: Annotated[int, Field(ge=1)] = 1
     checkpoint_every: Annotated[int, Field(ge=1)] = 1
+    trackers: list[Literal["mlflow", "wandb"]] = Field(
+        [], description="where the run is logged besides TensorBoard"
+    )
     early_stopping: EarlyStopping | None = Field(
         None, description="end the run on the evaluation loss; a look is an evaluation"
     )
