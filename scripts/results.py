@@ -37,6 +37,7 @@ GRIDS = {
     "shakespeare": (3e-3, 1e-2),
     "mnist-by-writer": (1e-3, 3e-3),
 }
+MARKS = ("<!-- table -->", "<!-- end -->")
 COLOURS = {"federated": "#2563eb", "centralised": "#d97706"}
 Look = tuple[float, float]
 
@@ -146,6 +147,14 @@ def draw(found: list[dict[str, Any]]) -> None:
     save_figure(figure, OUT / "results.png")
 
 
+def write_page(found: list[dict[str, Any]]) -> None:
+    """Put the table into docs/results.md, between its two marks."""
+    page = ROOT / "docs" / "results.md"
+    before, _, rest = page.read_text("utf-8").partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    page.write_text(f"{before}{MARKS[0]}\n{table(found)}{MARKS[1]}{after}", "utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("names", nargs="*", default=list(GRIDS), help=", ".join(GRIDS))
@@ -158,7 +167,7 @@ def main() -> None:
         measure(name, arguments.seeds)
     files = [OUT / f"{name}.json" for name in GRIDS]
     found = [json.loads(file.read_text()) for file in files if file.exists()]
-    (OUT / "table.md").write_text(table(found))
+    write_page(found)
     draw(found)
 
 

@@ -10,7 +10,12 @@ import psutil
 import torch
 
 REQUIRED = ("fedtune", "flwr", "flwr-datasets", "numpy", "peft", "torch", "transformers")
-OPTIONAL = {"torchvision": "faster image processing; Pillow serves without it"}
+OPTIONAL = {
+    "ray": "engine.kind = 'flower'; pip install 'fedtune[flower]'",
+    "mlflow-skinny": "run.trackers = ['mlflow']; pip install 'fedtune[mlflow]'",
+    "wandb": "run.trackers = ['wandb']; pip install 'fedtune[wandb]'",
+    "torchvision": "faster image processing; Pillow serves without it",
+}
 
 
 def examine() -> dict[str, dict[str, str]]:

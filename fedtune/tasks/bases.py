@@ -98,6 +98,8 @@ def load_base(task: TaskSection, classes: list[str]) -> PretrainedBase:
         if fresh:
             raise _unfit(task, model, f"its checkpoint misses {min(fresh)}")
         return PretrainedBase(model, [], frozenset(), path)
+    if task.kind == "text-classification":
+        model.config.pad_token_id = load_tokenizer(task.base).pad_token_id
     head = _head(model, fresh)
     if not head:
         raise _unfit(task, model, "has no head of its own")

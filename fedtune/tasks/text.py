@@ -34,7 +34,6 @@ def load_text(task: TaskSection) -> Examples:
     labels, classes = encode_labels(task, single)
     base = load_base(task, classes)
     tokenizer = load_tokenizer(task.base)
-    base.model.config.pad_token_id = tokenizer.pad_token_id
     length = longest(task, base.model, tokenizer)
     typed = task.text_pair is not None and getattr(base.model.config, "type_vocab_size", 0) > 1
     tables = {

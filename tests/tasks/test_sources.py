@@ -1,0 +1,188 @@
+"""Rows from files and folders of every kind, natural clients, and the cache of tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+
+from fedtune.errors import ScenarioError
+from fedtune.scenario.schema import Scenario, TaskSection
+from fedtune.tasks.load import load_task
+from fedtune.tasks.sources import load_splits
+from fedtune.tasks.text import load_text
+from tests.tasks import kit
+
+CPU = torch.device("cpu")
+ROWS = [
+    {"text": f"play song {n} " + "now " * (n % 5), "label": "ab"[n % 2], "author": "xyz"[n % 3]}
+    for n in range(30)
+]
+COLUMNS = {key: [row[key] for row in ROWS] for key in ROWS[0]}
+
+
+def write(kind: str, folder) -> str:
+    if kind == "csv":
+        return kit.as_csv(folder, "data.csv", ROWS)
+    path = folder / f"data.{kind}"
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    elif kind == "tsv":
+        path.write_text("".join("\t".join(row.values()) + "\n" for row in ROWS))
+    elif kind == "parquet":
+        Dataset.from_dict(COLUMNS).to_parquet(str(path))
+    else:
+        DatasetDict({"train": Dataset.from_dict(COLUMNS)}).save_to_disk(str(path))
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "tsv", "parquet", "saved"])
+def test_every_kind_of_file_gives_the_same_rows(tmp_path, kind):
+    columns = ["text", "label", "author"] if kind == "tsv" else None
+    task = TaskSection(kind="text-classification", data=write(kind, tmp_path), columns=columns)
+    splits = load_splits(task, ("text", "label"))
+    assert {name: len(split) for name, split in splits.items()} == {"train": 24, "test": 6}
+    found = sorted((*splits["train"]["text"], *splits["test"]["text"]))
+    assert found == sorted(COLUMNS["text"])
+
+
+def test_a_folder_of_files_has_the_splits_of_their_names(tmp_path):
+    kit.as_csv(tmp_path, "train.csv", ROWS[:20])
+    kit.as_csv(tmp_path, "dev.csv", ROWS[20:])
+    task = TaskSection(data=str(tmp_path), test_split="dev")
+    splits = load_splits(task, ())
+    assert [len(splits["train"]), len(splits["test"])] == [20, 10]
+    test = kit.as_csv(tmp_path, "other.csv", ROWS[:3])
+    one = TaskSection(data=str(tmp_path / "train.csv"), test=test)
+    assert len(load_splits(one, ())["test"]) == 3
+
+
+def test_a_text_file_is_its_lines_or_the_matches_of_a_pattern(tmp_path):
+    path = tmp_path / "play.txt"
+    path.write_text("ANN:\nmoney now\nplay\n\nBO:\na song\n\nANN:\nrain\n")
+    lines = load_splits(TaskSection(data=str(path)), ("text",))
+    assert len(lines["train"]) + len(lines["test"]) == 7
+    pattern = r"(?ms)^(?P<who>[A-Z]+):\n(?P<text>.*?)(?=\n\n|\Z)"
+    found = load_splits(TaskSection(data=str(path), pattern=pattern), ("text",))
+    rows = [*found["train"], *found["test"]]
+    assert sorted((row["who"], row["text"]) for row in rows) == [
+        ("ANN", "money now\nplay"), ("ANN", "rain\n"), ("BO", "a song"),
+    ]  # fmt: skip
+
+
+def test_a_subset_is_drawn_once_and_always_the_same(tmp_path):
+    data = write("csv", tmp_path)
+    a, b = (
+        load_splits(TaskSection(data=data, train_examples=10, test_examples=2), ())
+        for _ in range(2)
+    )
+    assert list(a["train"]["text"]) == list(b["train"]["text"])
+    assert [len(a["train"]), len(a["test"])] == [10, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data": "./nowhere.csv"}, "no such file or folder"),
+        ({"data": "builtin:sums"}, "no such builtin data .*builtin:intents"),
+        ({"test": "./nowhere.csv"}, "'nowhere.csv' is no file"),
+        ({"train_split": "learn", "data": "FOLDER"}, "has no split 'learn'; it has: train"),
+    ],
+)
+def test_data_that_is_not_there_is_one_line(tmp_path, changes, said):
+    data = write("csv", tmp_path)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    DatasetDict({"train": Dataset.from_dict(COLUMNS)}).save_to_disk(str(folder))
+    given = {key: str(folder) if value == "FOLDER" else value for key, value in changes.items()}
+    task = TaskSection(**{"kind": "text-classification", "data": data, **given})
+    with pytest.raises(ScenarioError, match=said) as error:
+        load_splits(task, ("text", "label"))
+    assert "\n" not in str(error.value)
+
+
+def scenario(tmp_path, count=3, **partition) -> Scenario:
+    made = Scenario(
+        task=TaskSection(
+            kind="text-classification", base="builtin:bert-words", data=write("csv", tmp_path)
+        )
+    )
+    made.clients.count = count
+    made.clients.partition = type(made.clients.partition)(**partition)
+    return made
+
+
+def test_natural_clients_hold_the_rows_of_one_value_each(tmp_path):
+    task = load_task(scenario(tmp_path, kind="natural", by="author"), CPU, torch.float32)
+    rows = load_splits(scenario(tmp_path).task, ())["train"]
+    held = [{rows["author"][int(i)] for i in task.clients.rows(c)} for c in range(3)]
+    assert [len(values) for values in held] == [1, 1, 1]
+    assert set.union(*held) == set("xyz")
+    assert sum(len(task.clients.rows(c)) for c in range(3)) == len(rows)
+
+
+def test_fewer_clients_than_values_are_those_with_most_rows_and_it_is_said(tmp_path):
+    part = {"kind": "natural", "by": "text", "pattern": r"song (\d)"}
+    task = load_task(scenario(tmp_path, 2, **part), CPU, torch.float32)
+    sizes = [len(task.clients.rows(c)) for c in range(2)]
+    assert min(sizes) > 2
+    left = len(task.train) - sum(sizes)
+    assert task.notes == [f"data: {left} of {len(task.train)} examples are of no client"]
+
+
+def test_clients_can_be_dealt_by_length(tmp_path):
+    part = {"kind": "pathological", "by": "length", "num_classes_per_partition": 1}
+    task = load_task(scenario(tmp_path, 4, **part), CPU, torch.float32)
+    spreads = [np.ptp(task.train.widths(task.clients.rows(c))) for c in task.clients.eligible]
+    assert max(spreads) < np.ptp(task.train.widths(np.arange(len(task.train))))
+
+
+@pytest.mark.parametrize(
+    ("count", "part", "said"),
+    [
+        (4, {"kind": "natural", "by": "author"}, "clients.count = 4: 'author' has 3"),
+        (3, {"kind": "natural", "by": "writer"}, "clients.partition.by = 'writer': no such column"),
+        (3, {"kind": "natural"}, "needs clients.partition.by"),
+        (3, {"kind": "natural", "by": "author", "alpha": 1}, "clients.partition.alpha: unknown"),
+        (3, {"kind": "natural", "by": "text", "pattern": "("}, "clients.partition.pattern = '"),
+        (3, {"kind": "natural", "by": "text", "pattern": "x"}, "needs one group"),
+        (3, {"kind": "natural", "by": "text", "pattern": "(qq)"}, "does not match 'play"),
+        (3, {"kind": "iid", "pattern": "(x)"}, "needs clients.partition.by"),
+    ],
+)
+def test_natural_clients_that_cannot_be(tmp_path, count, part, said):
+    with pytest.raises(ScenarioError) as error:
+        load_task(scenario(tmp_path, count, **part), CPU, torch.float32)
+    assert said in str(error.value)
+
+
+def test_tokens_are_made_once_and_mapped_from_disk(tmp_path, monkeypatch):
+    task = scenario(tmp_path).task
+    first = load_text(task)
+    made = []
+    monkeypatch.setattr(
+        "fedtune.tasks.text.as_text", lambda value: made.append(value) or str(value)
+    )
+    again = load_text(task)
+    assert len(made) <= 2  # the probe for columns, not the rows
+    rows = torch.arange(len(first.train))
+    assert torch.equal(
+        first.train.gather(rows).inputs["input_ids"], again.train.gather(rows).inputs["input_ids"]
+    )
+    mapped = again.train.tokens["input_ids"]
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    places = [line.split() for line in maps if ".arrow" in line]
+    spans = [[int(end, 16) for end in place[0].split("-")] for place in places]
+    assert any(low <= mapped.data_ptr() < high for low, high in spans)
+
+
+def test_other_settings_are_other_tokens(tmp_path):
+    task = scenario(tmp_path).task
+    whole, cut = (load_text(task.model_copy(update={"max_length": n})) for n in (20, 4))
+    rows = np.arange(len(whole.train))
+    assert whole.train.widths(rows).max() > 4
+    assert cut.train.widths(rows).max() == 4
