@@ -66,7 +66,7 @@ class TaskSection(Section):
     text: str = Field("text", description="column of the text")
     text_pair: str | None = Field(None, description="column of the second text of a pair")
     label: str = Field("label", description="column of the labels")
-    label_separator: str | None = Field(
+    label_separator: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="rows whose label holds this have several; they are left out"
     )
     max_length: Annotated[int, Field(ge=2)] | None = Field(

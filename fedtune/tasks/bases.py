@@ -110,7 +110,8 @@ def load_base(task: TaskSection, classes: list[str]) -> PretrainedBase:
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a base; one without a padding token pads with its end of text.
 
-    Padding is masked everywhere, so which token pads changes no result.
+    Padding is masked, so which token pads changes no result; but a decoder with a classification
+    head reads the last token that is not padding: a text that ends in that token is read before it.
 
     Raises:
         ScenarioError: if the base has none.

@@ -44,9 +44,8 @@ class ExactMatch:
         for start in range(0, len(ordered), GENERATED_TOGETHER):
             part = ordered[start : start + GENERATED_TOGETHER]
             said = self._generate(model, [ids for ids, _ in part], device)
-            right += sum(
-                self._answer(text) == wanted for text, (_, wanted) in zip(said, part, strict=True)
-            )
+            wanted = [text for _, text in part]
+            right += sum(answer(self.pattern, a) == b for a, b in zip(said, wanted, strict=True))
         return right / len(self.pairs)
 
     def _generate(
@@ -68,6 +67,8 @@ class ExactMatch:
         texts: list[str] = self.tokenizer.batch_decode(found[:, width:], skip_special_tokens=True)
         return texts
 
-    def _answer(self, text: str) -> str | None:
-        found = self.pattern.search(text)
-        return found[1].strip() if found else None
+
+def answer(pattern: re.Pattern[str], text: str) -> str | None:
+    """The first group of a pattern's first match, or None without one."""
+    found = pattern.search(text)
+    return found[1].strip() if found and found[1] is not None else None

@@ -21,7 +21,7 @@ from fedtune.tasks.bases import load_base, quiet
 from fedtune.tasks.examples import Examples
 from fedtune.tasks.sources import TEST_SHARE, check_values, encode_labels, load_splits
 
-DIGITS_RANGE = 16.0
+DIGITS, DIGITS_RANGE = "builtin:digits", 16.0
 
 
 def load_images(task: TaskSection) -> Examples:
@@ -30,19 +30,18 @@ def load_images(task: TaskSection) -> Examples:
     Raises:
         ScenarioError: for data or a base that does not fit.
     """
-    builtin = task.data == "builtin:digits"
-    splits = _digits() if builtin else load_splits(task, ("image", "label"))
-    column, image = ("label", "image") if builtin else (task.label, task.image)
-    labels, classes = encode_labels(task.model_copy(update={"label": column}), splits)
-    images = {name: list(split[image]) for name, split in splits.items()}
+    splits, notes = load_splits(task, ("image", "label"), {DIGITS: _digits})
+    labels, classes = encode_labels(task, splits)
+    images = {name: list(split[task.image]) for name, split in splits.items()}
     for found in images.values():
-        check_values(task, image, found, Image.Image)
+        check_values(task, task.image, found, Image.Image)
     base = load_base(task, classes)
     channels = int(getattr(base.model.config, "num_channels", 3))
     tables = {n: process(base.source, channels, images[n], labels[n]) for n in images}
     return Examples(
-        base, Classification(), tables["train"], tables["test"], splits["train"], classes
-    )
+        base, Classification(), tables["train"], tables["test"], splits["train"], classes,
+        notes=notes,
+    )  # fmt: skip
 
 
 def process(path: str, channels: int, images: list[Image.Image], labels: Iterable[int]) -> Table:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import re
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+import numpy as np
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,10 +20,10 @@ from fedtune.scenario.schema import TaskSection
 from fedtune.tasks.base import Inputs, at_least_float32
 from fedtune.tasks.bases import load_base, load_tokenizer
 from fedtune.tasks.examples import Examples
-from fedtune.tasks.generation import ExactMatch
+from fedtune.tasks.generation import ExactMatch, answer
 from fedtune.tasks.sources import load_splits
-from fedtune.tasks.text import as_text, longest
-from fedtune.tasks.tokens import IGNORED, Columns, TokenTable, flat_tokens, numbers, tokenise
+from fedtune.tasks.text import as_text, longest, positions
+from fedtune.tasks.tokens import IGNORED, Columns, Encoded, TokenTable, tokenise
 from fedtune.tasks.words import SUMS, sums
 
 
@@ -63,14 +63,23 @@ class Prompts:
     """How a row becomes a prompt and a response.
 
     Attributes:
-        template: the prompt over the row's columns.
-        columns: those that the template names.
+        pieces: of the prompt: a literal text, then a column or None.
         response: column of the response.
     """
 
-    template: str
-    columns: list[str]
+    pieces: tuple[tuple[str, str | None], ...]
     response: str
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that a prompt is made of."""
+        return [column for _, column in self.pieces if column is not None]
+
+    def text(self, row: Mapping[str, Any]) -> str:
+        """The prompt of a row."""
+        return "".join(
+            text if column is None else text + as_text(row[column]) for text, column in self.pieces
+        )
 
 
 def load_language(task: TaskSection) -> Examples:
@@ -81,11 +90,14 @@ def load_language(task: TaskSection) -> Examples:
     """
     prompts = _prompts(task)
     needed = ("instruction", "response") if prompts else ("text",)
-    splits = sums() if task.data == SUMS else load_splits(task, needed)
-    for column in prompts.columns if prompts else ():
-        if column not in splits["train"].column_names:
-            found = ", ".join(splits["train"].column_names)
-            raise ScenarioError(f"task.template: no column {column!r}; the data has: {found}")
+    splits, notes = load_splits(task, needed, {SUMS: sums})
+    for name, split in splits.items():
+        for column in prompts.columns if prompts else ():
+            if column not in split.column_names:
+                found = ", ".join(split.column_names)
+                raise ScenarioError(
+                    f"task.template: no column {column!r} in {name}; it has: {found}"
+                )
     base = load_base(task, [])
     tokenizer = load_tokenizer(task.base)
     length = longest(task, base.model, tokenizer)
@@ -93,10 +105,13 @@ def load_language(task: TaskSection) -> Examples:
     settings = ("causal-lm", prompts, task.text, length)
     encoded = {n: tokenise(s, tokenizer, encode, settings) for n, s in splits.items()}
     tables = {name: _table(task, found, tokenizer) for name, found in encoded.items()}
-    matcher = _matcher(task, splits["test"], prompts, tokenizer, length) if task.extract else None
-    source = numbers(encoded["train"], "row")
-    lost = sum(len(split) - len(set(numbers(encoded[n], "row"))) for n, split in splits.items())
-    notes = [f"data: {lost} rows without a token to learn within max_length"] if lost else []
+    matcher = None
+    if prompts is not None and task.extract is not None:
+        matcher = _matcher(task, splits["test"], prompts, tokenizer, positions(base.model))
+    source = np.asarray(encoded["train"]["row"])
+    lost = sum(len(split) - len(set(encoded[n]["row"].tolist())) for n, split in splits.items())
+    if lost:
+        notes.append(f"data: {lost} rows without a token to learn within max_length")
     return Examples(
         base, CausalLM(), tables["train"], tables["test"], splits["train"], [], source, notes,
         matcher,
@@ -107,17 +122,20 @@ def _prompts(task: TaskSection) -> Prompts | None:
     if task.response is None:
         return None
     if task.instruction is not None:
-        return Prompts(f"{{{task.instruction}}}\n", [task.instruction], task.response)
+        return Prompts((("", task.instruction), ("\n", None)), task.response)
     assert task.template is not None
+    key = f"task.template = {task.template!r}"
     try:
-        fields = [name for _, name, _, _ in string.Formatter().parse(task.template) if name]
+        parsed = list(string.Formatter().parse(task.template))
     except ValueError as error:
-        raise ScenarioError(f"task.template = {task.template!r}: {error}") from None
-    if not fields:
-        raise ScenarioError(
-            f"task.template = {task.template!r}: names no column; write it as {{column}}"
-        )
-    return Prompts(task.template, fields, task.response)
+        raise ScenarioError(f"{key}: {error}") from None
+    for _, name, form, conversion in parsed:
+        if name is not None and (not name or form or conversion):
+            raise ScenarioError(f"{key}: write a column as {{column}}, nothing else in the braces")
+    pieces = tuple((text, name) for text, name, _, _ in parsed)
+    if not any(name for _, name in pieces):
+        raise ScenarioError(f"{key}: names no column; write it as {{column}}")
+    return Prompts(pieces, task.response)
 
 
 def prompt_ids(
@@ -125,10 +143,7 @@ def prompt_ids(
 ) -> list[list[int]]:
     """The tokens of prompts, opening token included, closing one not."""
     rows = zip(*(batch[column] for column in prompts.columns), strict=True)
-    texts = [
-        prompts.template.format(**dict(zip(prompts.columns, map(as_text, row), strict=True)))
-        for row in rows
-    ]
+    texts = [prompts.text(dict(zip(prompts.columns, row, strict=True))) for row in rows]
     return [_open_ended(ids, tokenizer) for ids in tokenizer(texts)["input_ids"]]
 
 
@@ -184,36 +199,39 @@ def _blocks(
     return encode
 
 
-def _table(task: TaskSection, encoded: Dataset, tokenizer: PreTrainedTokenizerBase) -> TokenTable:
-    if not len(encoded):
+def _table(task: TaskSection, encoded: Encoded, tokenizer: PreTrainedTokenizerBase) -> TokenTable:
+    if not len(encoded["row"]):
         raise ScenarioError(
             f"task.data = {task.data!r}: no row has a token to learn within max_length"
         )
-    flat, offsets = flat_tokens(encoded)
-    pad = tokenizer.pad_token_id
-    assert isinstance(pad, int)
-    return TokenTable(flat, offsets, pad, counted=torch.from_numpy(numbers(encoded, "counted")))
+    return TokenTable.of(encoded, tokenizer.pad_token_id, counted="counted")
 
 
 def _matcher(
     task: TaskSection,
     rows: Dataset,
-    prompts: Prompts | None,
+    prompts: Prompts,
     tokenizer: PreTrainedTokenizerBase,
-    length: int,
+    places: int | None,
 ) -> ExactMatch:
-    assert prompts is not None
-    assert task.extract is not None
+    """Raises `ScenarioError` for a pattern, or a number of tokens, that cannot be used."""
+    key = f"task.extract = {task.extract!r}"
     try:
-        pattern = re.compile(task.extract)
+        pattern = re.compile(task.extract or "")
     except re.error as error:
-        raise ScenarioError(f"task.extract = {task.extract!r}: {error}") from None
+        raise ScenarioError(f"{key}: {error}") from None
     if pattern.groups < 1:
-        raise ScenarioError(f"task.extract = {task.extract!r}: needs one group, (...)")
+        raise ScenarioError(f"{key}: needs one group, (...)")
+    if places is not None and task.extract_tokens >= places:
+        raise ScenarioError(
+            f"task.extract_tokens = {task.extract_tokens}: {task.base} takes at most {places} "
+            "tokens, prompt included"
+        )
     chosen = rows[: task.extract_examples]
-    asked = [ids[-length:] for ids in prompt_ids(prompts, chosen, tokenizer)]
-    wanted = [pattern.search(as_text(text)) for text in chosen[prompts.response]]
-    pairs = [(ids, m[1].strip()) for ids, m in zip(asked, wanted, strict=True) if m and ids]
+    room = None if places is None else places - task.extract_tokens
+    asked = [ids if room is None else ids[-room:] for ids in prompt_ids(prompts, chosen, tokenizer)]
+    wanted = [answer(pattern, as_text(text)) for text in chosen[prompts.response]]
+    pairs = [(ids, text) for ids, text in zip(asked, wanted, strict=True) if text and ids]
     if not pairs:
-        raise ScenarioError(f"task.extract = {task.extract!r}: matches no response of the tests")
+        raise ScenarioError(f"{key}: matches no response of the tests")
     return ExactMatch(tokenizer, pattern, pairs, task.extract_tokens)

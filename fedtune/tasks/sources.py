@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from datasets import (
     load_dataset,
     load_from_disk,
 )
-from datasets.exceptions import DatasetGenerationError
+from datasets.exceptions import DatasetsError
 from numpy.typing import NDArray
 
 from fedtune.errors import ScenarioError, first_line
@@ -32,28 +32,28 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".parquet": ("parquet", {}),
     ".txt": ("text", {}),
 }
-BUILTIN = {
-    "image-classification": "builtin:digits, builtin:synthetic",
-    "text-classification": "builtin:intents",
-    "causal-lm": "builtin:sums",
-}
+READ_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, DatasetsError)
 SAVED = ("dataset_dict.json", "state.json")
 
 
-def load_splits(task: TaskSection, needed: Iterable[str]) -> DatasetDict:
-    """The rows of a task as splits `train` and `test`.
+def load_splits(
+    task: TaskSection, needed: Iterable[str], builtin: Mapping[str, Callable[[], DatasetDict]]
+) -> tuple[DatasetDict, list[str]]:
+    """The rows of a task as splits `train` and `test`, and lines that the user should see.
 
     Args:
         task: the scenario's `[task]`.
         needed: keys of `[task]` that name columns, for the message about a missing one.
+        builtin: the built-in data of this kind of task, by name.
 
     Raises:
         ScenarioError: for data that cannot be read, is empty or misses a column.
     """
+    notes: list[str] = []
     try:
-        splits = _both(task, _read(task))
-    except (OSError, ValueError, KeyError, TypeError, DatasetGenerationError) as error:
-        cause = error.__cause__ if isinstance(error, DatasetGenerationError) else None
+        splits = _both(task, _read(task, builtin), notes)
+    except READ_ERRORS as error:
+        cause = error.__cause__ if isinstance(error, DatasetsError) else None
         reason = first_line(cause or error)
         raise ScenarioError(f"task.data = {task.data!r}: cannot be read ({reason})") from None
     for name, key in (("train", "train_examples"), ("test", "test_examples")):
@@ -62,7 +62,7 @@ def load_splits(task: TaskSection, needed: Iterable[str]) -> DatasetDict:
         if not len(splits[name]):
             raise ScenarioError(f"task.data = {task.data!r}: split {name!r} is empty")
         splits[name] = _some(splits[name], getattr(task, key))
-    return splits
+    return splits, notes
 
 
 def keep_single_labels(task: TaskSection, split: Dataset) -> Dataset:
@@ -71,7 +71,10 @@ def keep_single_labels(task: TaskSection, split: Dataset) -> Dataset:
     if separator is None:
         return split
     values = split[task.label]
-    return split.select([i for i, value in enumerate(values) if separator not in str(value)])
+    kept = [i for i, value in enumerate(values) if separator not in str(value)]
+    if not kept:
+        raise ScenarioError(f"task.label_separator = {separator!r}: every row has several labels")
+    return split.select(kept)
 
 
 def encode_labels(
@@ -111,12 +114,14 @@ def check_values(task: TaskSection, column: str, values: Iterable[Any], allowed:
             )
 
 
-def _read(task: TaskSection) -> DatasetDict:
+def _read(task: TaskSection, builtin: Mapping[str, Callable[[], DatasetDict]]) -> DatasetDict:
+    if task.data in builtin:
+        return builtin[task.data]()
     path = Path(task.data).expanduser()
     if task.data.startswith("builtin:"):
         raise ScenarioError(
             f"task.data = {task.data!r}: no such builtin data for {task.kind}; allowed: "
-            f"{BUILTIN[task.kind]}, a file, a folder, or a hub name"
+            f"{', '.join(builtin)}, a file, a folder, or a hub name"
         )
     written_as_path = task.data.startswith((".", "/", "~")) or path.suffix in FORMATS
     if written_as_path and not path.exists():
@@ -126,6 +131,8 @@ def _read(task: TaskSection) -> DatasetDict:
         if task.test is not None:
             files["test"] = Path(task.test).expanduser()
         return DatasetDict({name: _file(task, file) for name, file in files.items()})
+    if task.test is not None:
+        raise ScenarioError(f"task.test = {task.test!r}: task.data is no file; use task.test_split")
     if path.is_dir():
         return _folder(task, path)
     found = load_dataset(task.data, task.subset)
@@ -139,6 +146,10 @@ def _folder(task: TaskSection, path: Path) -> DatasetDict:
     files = {file.stem: file for file in sorted(path.iterdir()) if file.suffix in FORMATS}
     if task.train_split in files:
         wanted = [name for name in (task.train_split, task.test_split) if name in files]
+        if task.test_split not in files and task.test_split != "test":
+            raise ScenarioError(
+                f"task.test_split = {task.test_split!r}: {task.data} has: {', '.join(files)}"
+            )
         return DatasetDict({name: _file(task, files[name]) for name in wanted})
     found = load_dataset(str(path))
     return DatasetDict({"train": found}) if isinstance(found, Dataset) else found
@@ -180,17 +191,24 @@ def _rows_of_text(task: TaskSection, lines: Dataset) -> Dataset:
     return lines.map(matches, batched=True, remove_columns=["text"])
 
 
-def _both(task: TaskSection, found: DatasetDict) -> DatasetDict:
-    train = "train" if "train" in found and task.train_split not in found else task.train_split
-    if train not in found:
-        raise ScenarioError(
-            f"task.data = {task.data!r}: has no split {train!r}; it has: {', '.join(found)}"
-        )
-    if task.test_split in found:
-        return DatasetDict({"train": found[train], "test": found[task.test_split]})
-    if len(found[train]) < 2:
+def _both(task: TaskSection, found: DatasetDict, notes: list[str]) -> DatasetDict:
+    single = set(found) <= {"train", "test"} and Path(task.data).expanduser().is_file()
+    names = {
+        "train": "train" if single else task.train_split,
+        "test": "test" if single else task.test_split,
+    }
+    for key, name in names.items():
+        if name not in found and (key == "train" or name != "test"):
+            raise ScenarioError(
+                f"task.{key}_split = {name!r}: {task.data} has: {', '.join(sorted(found))}"
+            )
+    train = found[names["train"]]
+    if names["test"] in found:
+        return DatasetDict({"train": train, "test": found[names["test"]]})
+    if len(train) < 2:
         raise ScenarioError(f"task.data = {task.data!r}: too few rows to keep some for testing")
-    return found[train].train_test_split(test_size=TEST_SHARE, seed=0)
+    notes.append(f"data: no test split, so {TEST_SHARE:.0%} of the rows are kept for testing")
+    return train.train_test_split(test_size=TEST_SHARE, seed=0)
 
 
 def _some(split: Dataset, count: int | None) -> Dataset:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -14,7 +13,7 @@ from fedtune.tasks.base import Classification
 from fedtune.tasks.bases import load_base, load_tokenizer
 from fedtune.tasks.examples import Examples
 from fedtune.tasks.sources import encode_labels, keep_single_labels, load_splits
-from fedtune.tasks.tokens import Columns, TokenTable, flat_tokens, numbers, tokenise
+from fedtune.tasks.tokens import Columns, TokenTable, tokenise
 from fedtune.tasks.words import INTENTS, intents
 
 DEFAULT_LENGTH = 128
@@ -27,9 +26,8 @@ def load_text(task: TaskSection) -> Examples:
     Raises:
         ScenarioError: for data, a tokenizer or a base that does not fit.
     """
-    splits = (
-        intents() if task.data == INTENTS else load_splits(task, ("text", "text_pair", "label"))
-    )
+    needed = ("text", "text_pair", "label")
+    splits, notes = load_splits(task, needed, {INTENTS: intents})
     single = DatasetDict({name: keep_single_labels(task, split) for name, split in splits.items()})
     labels, classes = encode_labels(task, single)
     base = load_base(task, classes)
@@ -40,8 +38,8 @@ def load_text(task: TaskSection) -> Examples:
         name: _encode(task, split.add_column(CODE, labels[name]), tokenizer, length, typed)
         for name, split in single.items()
     }
-    dropped = sum(len(splits[n]) - len(single[n]) for n in splits)
-    notes = [f"data: {dropped} rows with several labels are left out"] if dropped else []
+    if dropped := sum(len(splits[n]) - len(single[n]) for n in splits):
+        notes.append(f"data: {dropped} rows with several labels are left out")
     return Examples(
         base, Classification(), tables["train"], tables["test"], single["train"], classes,
         notes=notes,
@@ -59,17 +57,27 @@ def longest(task: TaskSection, model: PreTrainedModel, tokenizer: PreTrainedToke
         raise ScenarioError(
             f"task.base = {task.base!r}: its tokenizer has {ids} tokens, the model {known}"
         )
-    places = getattr(model.config, "max_position_embeddings", None) or DEFAULT_LENGTH
-    if getattr(model.config, "model_type", "") in OFFSET_POSITIONS:
-        places -= 1 + (model.config.pad_token_id or 0)
-    if task.max_length is not None and task.max_length > places:
+    places = positions(model)
+    if places is not None and task.max_length is not None and task.max_length > places:
         raise ScenarioError(
             f"task.max_length = {task.max_length}: {task.base} takes at most {places} tokens"
         )
-    return task.max_length or min(DEFAULT_LENGTH, places)
+    return task.max_length or min(DEFAULT_LENGTH, places or DEFAULT_LENGTH)
 
 
-OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "xmod", "longformer")
+def positions(model: PreTrainedModel) -> int | None:
+    """The most tokens that a model takes; None where its configuration names no limit."""
+    places = getattr(model.config, "max_position_embeddings", None)
+    if not isinstance(places, int) or places <= 0:
+        return None
+    offset = getattr(model.config, "model_type", "") in OFFSET_POSITIONS
+    return places - 1 - (model.config.pad_token_id or 0) if offset else places
+
+
+OFFSET_POSITIONS = (
+    "camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "mpnet", "roberta",
+    "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
 
 
 def _encode(
@@ -90,11 +98,7 @@ def _encode(
 
     settings = ("text-classification", task.text, task.text_pair, length, typed)
     encoded = tokenise(rows, tokenizer, encode, settings)
-    flat, offsets = flat_tokens(encoded)
-    targets = torch.from_numpy(numbers(encoded, CODE))
-    pad = tokenizer.pad_token_id
-    assert isinstance(pad, int)
-    return TokenTable(flat, offsets, pad, targets)
+    return TokenTable.of(encoded, tokenizer.pad_token_id, targets=CODE)
 
 
 def as_text(value: Any) -> str:

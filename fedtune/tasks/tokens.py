@@ -1,20 +1,22 @@
 """Token sequences of any length, kept flat and memory-mapped, padded batch by batch.
 
-`datasets` tokenises once and keeps the result in its cache as Arrow files, which are mapped into
-memory and shared by all processes of a machine.
+Text is encoded once; the tokens lie as NumPy files in the cache of `datasets`, named by rows,
+tokenizer and settings, and are mapped into memory by every process of a machine.
 """
 
 from __future__ import annotations
 
+import json
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow as pa
 import torch
 from datasets import Dataset, Features, Sequence, Value
 from datasets.fingerprint import Hasher
@@ -25,10 +27,11 @@ from transformers import PreTrainedTokenizerBase
 from fedtune.tasks.base import Batch, Rows
 
 IGNORED = -100
-CACHE_VERSION = 1
-WRITTEN_AT_ONCE = 1 << 20
+CACHE_VERSION = 2
 TOKEN_COLUMNS = ("input_ids", "token_type_ids")
+OFFSETS = "offsets"
 Columns = dict[str, list[Any]]
+Encoded = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class TokenTable:
     Attributes:
         tokens: what the model takes for each token (`input_ids`, perhaps `token_type_ids`), flat.
         offsets: where each row begins, int64, (rows + 1,).
+        lengths: number of tokens of each row, on the CPU, (rows,).
         pad: the id that fills `input_ids` up; other inputs are filled with 0.
         targets: (rows,) classes; or None: the tokens themselves, from `counted` on.
         counted: position of each row's first token with a loss, int64, (rows,).
@@ -45,9 +49,24 @@ class TokenTable:
 
     tokens: dict[str, Tensor]
     offsets: Tensor
+    lengths: Rows
     pad: int
     targets: Tensor | None = None
     counted: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, encoded: Encoded, pad: Any, targets: str | None = None, counted: str | None = None
+    ) -> TokenTable:
+        """The table of an encoded split; `targets` and `counted` name its integer columns."""
+        return cls(
+            {name: _mapped(encoded[name]) for name in TOKEN_COLUMNS if name in encoded},
+            _mapped(encoded[OFFSETS]),
+            np.diff(encoded[OFFSETS]),
+            int(pad),
+            None if targets is None else _mapped(encoded[targets]),
+            None if counted is None else _mapped(encoded[counted]),
+        )
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
@@ -55,18 +74,18 @@ class TokenTable:
         return None if self.targets is None else self.targets.cpu().numpy()
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return len(self.lengths)
 
     def widths(self, rows: Rows) -> Rows:
         """Number of tokens of each row."""
-        offsets = self.offsets.cpu().numpy()
-        return np.asarray(offsets[rows + 1] - offsets[rows])
+        return np.asarray(self.lengths[rows])
 
     def to(self, device: torch.device, dtype: torch.dtype) -> TokenTable:
         """On a device; the precision is that of embeddings, so nothing changes."""
         return TokenTable(
             {name: flat.to(device) for name, flat in self.tokens.items()},
             self.offsets.to(device),
+            self.lengths,
             self.pad,
             None if self.targets is None else self.targets.to(device),
             None if self.counted is None else self.counted.to(device),
@@ -96,7 +115,7 @@ def tokenise(
     tokenizer: PreTrainedTokenizerBase,
     encode: Callable[[Columns, list[int]], Columns],
     settings: tuple[Any, ...],
-) -> Dataset:
+) -> Encoded:
     """Encode rows, once for equal rows, tokenizer and settings.
 
     Args:
@@ -105,55 +124,86 @@ def tokenise(
         encode: columns of a batch of rows, and their numbers, to `input_ids`, perhaps
             `token_type_ids`, and integer columns; may give more or fewer rows than it took.
         settings: everything else that decides what `encode` gives.
+
+    Returns:
+        The columns as arrays mapped from disk: those of tokens flat, with `offsets` of their rows.
     """
-    vocabulary = getattr(tokenizer, "backend_tokenizer", None)
-    state = vocabulary.to_str() if vocabulary is not None else sorted(tokenizer.get_vocab().items())
-    key = (CACHE_VERSION, rows._fingerprint, state, tokenizer.special_tokens_map, settings)
-    first = encode(rows[:1], [0])
-    features = {
-        name: Sequence(Value("int32")) if name in TOKEN_COLUMNS else Value("int64")
-        for name in first
+    key = (CACHE_VERSION, rows._fingerprint, tokenizer_state(tokenizer), settings)
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "fedtune-tokens" / Hasher.hash(key)
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
+            _encode_into(Path(beside), rows, encode)
+            with suppress(OSError):  # another process was first
+                (Path(beside) / "made").rename(folder)
+    return {file.stem: np.load(file, mmap_mode="r") for file in sorted(folder.glob("*.npy"))}
+
+
+def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, ...]:
+    """Everything about a tokenizer that decides its tokens, for a hash."""
+    inner = getattr(tokenizer, "backend_tokenizer", None)
+    given = {
+        key: repr(value)
+        for key, value in tokenizer.init_kwargs.items()
+        if "path" not in key and "file" not in key
     }
-    fingerprint = Hasher.hash(key)
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "fedtune-tokens"
-    folder.mkdir(parents=True, exist_ok=True)
-    return rows.map(
+    return (
+        type(tokenizer).__name__,
+        _rules(inner.to_str()) if inner is not None else sorted(tokenizer.get_vocab().items()),
+        tokenizer.special_tokens_map,
+        tokenizer.truncation_side,
+        sorted(given.items()),
+    )
+
+
+def _rules(text: str) -> str:
+    """A fast tokenizer's JSON without what its last call left in it."""
+    rules = json.loads(text)
+    return json.dumps({k: v for k, v in rules.items() if k not in ("truncation", "padding")})
+
+
+def _encode_into(
+    beside: Path, rows: Dataset, encode: Callable[[Columns, list[int]], Columns]
+) -> None:
+    kinds = {
+        name: Sequence(Value("int32")) if name in TOKEN_COLUMNS else Value("int64")
+        for name in encode(rows[:1], [0])
+    }
+    encoded = rows.map(
         encode,
         batched=True,
         with_indices=True,
         remove_columns=rows.column_names,
-        features=Features(features),
-        new_fingerprint=fingerprint,
-        cache_file_name=str(folder / f"{fingerprint}.arrow"),
-        writer_batch_size=WRITTEN_AT_ONCE,
+        features=Features(kinds),
+        cache_file_name=str(beside / "encoded.arrow"),
     )
+    made = beside / "made"
+    made.mkdir()
+    for name in kinds:
+        column = encoded.data.column(name)
+        if name not in TOKEN_COLUMNS:
+            np.save(made / f"{name}.npy", column.to_numpy().astype(np.int64))
+            continue
+        lengths = [np.diff(chunk.offsets.to_numpy()) for chunk in column.chunks]
+        offsets = np.cumsum(np.concatenate([[0], *lengths]), dtype=np.int64)
+        np.save(made / f"{OFFSETS}.npy", offsets)
+        _write_flat(made / f"{name}.npy", column.chunks, int(offsets[-1]))
 
 
-def flat_tokens(encoded: Dataset) -> tuple[dict[str, Tensor], Tensor]:
-    """The token columns of an encoded split, flat, and the offsets of its rows."""
-    names = [n for n, feature in encoded.features.items() if not isinstance(feature, Value)]
-    flat = {}
-    offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
-    for name in names:
-        column = _one_array(encoded, name)
-        starts = column.offsets.to_numpy().astype(np.int64)
-        offsets = starts - starts[0]
-        values = column.values.slice(starts[0], offsets[-1])
-        flat[name] = _mapped(values.to_numpy())
-    return flat, torch.from_numpy(offsets)
+def _write_flat(path: Path, chunks: list[Any], total: int) -> None:
+    if not total:
+        np.save(path, np.zeros(0, dtype=np.int32))
+        return
+    flat = np.lib.format.open_memmap(path, mode="w+", dtype=np.int32, shape=(total,))
+    start = 0
+    for chunk in chunks:
+        values = chunk.flatten().to_numpy()
+        flat[start : start + len(values)] = values
+        start += len(values)
+    flat.flush()
 
 
-def numbers(encoded: Dataset, name: str) -> Rows:
-    """An integer column of an encoded split."""
-    return np.asarray(encoded.data.column(name).to_numpy(), dtype=np.int64)
-
-
-def _one_array(encoded: Dataset, name: str) -> Any:
-    chunks = encoded.data.column(name)
-    return chunks.chunk(0) if chunks.num_chunks == 1 else pa.concat_arrays(chunks.chunks)
-
-
-def _mapped(values: NDArray[np.int32]) -> Tensor:
+def _mapped(values: NDArray[Any]) -> Tensor:
     """A tensor over an array that is mapped read-only; nothing ever writes to it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)

@@ -153,11 +153,20 @@ def test_exact_match_counts_equal_extracted_answers(base, data):
         ({"template": "{asked}", "response": "say"}, "task.template: no column 'asked'"),
         ({"template": "add", "response": "say"}, "names no column"),
         ({"template": "{ask", "response": "say"}, "task.template = '{ask'"),
+        ({"template": "{} {ask}", "response": "say"}, "write a column as"),
+        ({"template": "{ask:d}", "response": "say"}, "write a column as"),
+        (
+            {"instruction": "ask", "response": "say", "extract": "(is)", "extract_tokens": 40},
+            "task.extract_tokens = 40: .* at most 40 tokens",
+        ),
         ({"instruction": "ask", "response": "said"}, "task.response = 'said': no such column"),
         ({"text": "body"}, "task.text = 'body': no such column"),
         ({"instruction": "ask", "response": "say", "extract": "("}, "task.extract = "),
         ({"instruction": "ask", "response": "say", "extract": "x"}, "needs one group"),
-        ({"instruction": "ask", "response": "say", "extract": "(zz)"}, "matches no response"),
+        (
+            {"instruction": "ask", "response": "say", "extract": "(zz)", "extract_tokens": 4},
+            "matches no response",
+        ),
         ({"base": "builtin:bert-words"}, "cannot serve causal-lm|task.base"),
     ],
 )

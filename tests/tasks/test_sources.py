@@ -20,7 +20,7 @@ from tests.tasks import kit
 CPU = torch.device("cpu")
 ROWS = [
     {"text": f"play song {n} " + "now " * (n % 5), "label": "ab"[n % 2], "author": "xyz"[n % 3]}
-    for n in range(30)
+    for n in range(1500)
 ]
 COLUMNS = {key: [row[key] for row in ROWS] for key in ROWS[0]}
 
@@ -44,30 +44,36 @@ def write(kind: str, folder) -> str:
 def test_every_kind_of_file_gives_the_same_rows(tmp_path, kind):
     columns = ["text", "label", "author"] if kind == "tsv" else None
     task = TaskSection(kind="text-classification", data=write(kind, tmp_path), columns=columns)
-    splits = load_splits(task, ("text", "label"))
-    assert {name: len(split) for name, split in splits.items()} == {"train": 24, "test": 6}
+    splits, _ = load_splits(task, ("text", "label"), {})
+    assert {name: len(split) for name, split in splits.items()} == {"train": 1200, "test": 300}
     found = sorted((*splits["train"]["text"], *splits["test"]["text"]))
     assert found == sorted(COLUMNS["text"])
 
 
 def test_a_folder_of_files_has_the_splits_of_their_names(tmp_path):
     kit.as_csv(tmp_path, "train.csv", ROWS[:20])
-    kit.as_csv(tmp_path, "dev.csv", ROWS[20:])
+    kit.as_csv(tmp_path, "dev.csv", ROWS[20:30])
     task = TaskSection(data=str(tmp_path), test_split="dev")
-    splits = load_splits(task, ())
+    splits, _ = load_splits(task, (), {})
     assert [len(splits["train"]), len(splits["test"])] == [20, 10]
     test = kit.as_csv(tmp_path, "other.csv", ROWS[:3])
     one = TaskSection(data=str(tmp_path / "train.csv"), test=test)
-    assert len(load_splits(one, ())["test"]) == 3
+    assert len(load_splits(one, (), {})[0]["test"]) == 3
+    misspelt = TaskSection(data=str(tmp_path), test_split="tset")
+    with pytest.raises(ScenarioError, match=r"task.test_split = 'tset': .* has: dev, train"):
+        load_splits(misspelt, (), {})
+    with pytest.raises(ScenarioError, match=r"task.data is no file"):
+        load_splits(TaskSection(data=str(tmp_path), test=test), (), {})
 
 
 def test_a_text_file_is_its_lines_or_the_matches_of_a_pattern(tmp_path):
     path = tmp_path / "play.txt"
     path.write_text("ANN:\nmoney now\nplay\n\nBO:\na song\n\nANN:\nrain\n")
-    lines = load_splits(TaskSection(data=str(path)), ("text",))
+    lines, notes = load_splits(TaskSection(data=str(path)), ("text",), {})
+    assert notes == ["data: no test split, so 20% of the rows are kept for testing"]
     assert len(lines["train"]) + len(lines["test"]) == 7
     pattern = r"(?ms)^(?P<who>[A-Z]+):\n(?P<text>.*?)(?=\n\n|\Z)"
-    found = load_splits(TaskSection(data=str(path), pattern=pattern), ("text",))
+    found, _ = load_splits(TaskSection(data=str(path), pattern=pattern), ("text",), {})
     rows = [*found["train"], *found["test"]]
     assert sorted((row["who"], row["text"]) for row in rows) == [
         ("ANN", "money now\nplay"), ("ANN", "rain\n"), ("BO", "a song"),
@@ -77,7 +83,7 @@ def test_a_text_file_is_its_lines_or_the_matches_of_a_pattern(tmp_path):
 def test_a_subset_is_drawn_once_and_always_the_same(tmp_path):
     data = write("csv", tmp_path)
     a, b = (
-        load_splits(TaskSection(data=data, train_examples=10, test_examples=2), ())
+        load_splits(TaskSection(data=data, train_examples=10, test_examples=2), (), {})[0]
         for _ in range(2)
     )
     assert list(a["train"]["text"]) == list(b["train"]["text"])
@@ -88,9 +94,9 @@ def test_a_subset_is_drawn_once_and_always_the_same(tmp_path):
     ("changes", "said"),
     [
         ({"data": "./nowhere.csv"}, "no such file or folder"),
-        ({"data": "builtin:sums"}, "no such builtin data .*builtin:intents"),
+        ({"data": "builtin:sums"}, "no such builtin data .*allowed: builtin:x, a file"),
         ({"test": "./nowhere.csv"}, "'nowhere.csv' is no file"),
-        ({"train_split": "learn", "data": "FOLDER"}, "has no split 'learn'; it has: train"),
+        ({"train_split": "learn", "data": "FOLDER"}, "task.train_split = 'learn': .* has: train"),
     ],
 )
 def test_data_that_is_not_there_is_one_line(tmp_path, changes, said):
@@ -101,7 +107,7 @@ def test_data_that_is_not_there_is_one_line(tmp_path, changes, said):
     given = {key: str(folder) if value == "FOLDER" else value for key, value in changes.items()}
     task = TaskSection(**{"kind": "text-classification", "data": data, **given})
     with pytest.raises(ScenarioError, match=said) as error:
-        load_splits(task, ("text", "label"))
+        load_splits(task, ("text", "label"), {"builtin:x": DatasetDict})
     assert "\n" not in str(error.value)
 
 
@@ -118,7 +124,7 @@ def scenario(tmp_path, count=3, **partition) -> Scenario:
 
 def test_natural_clients_hold_the_rows_of_one_value_each(tmp_path):
     task = load_task(scenario(tmp_path, kind="natural", by="author"), CPU, torch.float32)
-    rows = load_splits(scenario(tmp_path).task, ())["train"]
+    rows = load_splits(scenario(tmp_path).task, (), {})[0]["train"]
     held = [{rows["author"][int(i)] for i in task.clients.rows(c)} for c in range(3)]
     assert [len(values) for values in held] == [1, 1, 1]
     assert set.union(*held) == set("xyz")
@@ -131,7 +137,7 @@ def test_fewer_clients_than_values_are_those_with_most_rows_and_it_is_said(tmp_p
     sizes = [len(task.clients.rows(c)) for c in range(2)]
     assert min(sizes) > 2
     left = len(task.train) - sum(sizes)
-    assert task.notes == [f"data: {left} of {len(task.train)} examples are of no client"]
+    assert task.notes[1:] == [f"data: {left} of {len(task.train)} examples are of no client"]
 
 
 def test_clients_can_be_dealt_by_length(tmp_path):
@@ -175,7 +181,7 @@ def test_tokens_are_made_once_and_mapped_from_disk(tmp_path, monkeypatch):
     )
     mapped = again.train.tokens["input_ids"]
     maps = Path("/proc/self/maps").read_text().splitlines()
-    places = [line.split() for line in maps if ".arrow" in line]
+    places = [line.split() for line in maps if "fedtune-tokens" in line]
     spans = [[int(end, 16) for end in place[0].split("-")] for place in places]
     assert any(low <= mapped.data_ptr() < high for low, high in spans)
 
@@ -186,3 +192,31 @@ def test_other_settings_are_other_tokens(tmp_path):
     rows = np.arange(len(whole.train))
     assert whole.train.widths(rows).max() > 4
     assert cut.train.widths(rows).max() == 4
+
+
+def test_how_a_tokenizer_truncates_decides_its_tokens(tmp_path):
+    folder = tmp_path / "base"
+    base = kit.save("bert", folder)
+    task = scenario(tmp_path).task.model_copy(update={"base": base, "max_length": 4})
+    before = load_text(task)
+    config = folder / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"truncation_side": "left"}))
+    after = load_text(task)
+    rows = torch.arange(len(before.train))
+    a, b = (e.train.gather(rows).inputs["input_ids"] for e in (before, after))
+    assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        {"kind": "text-classification", "base": "builtin:bert-words", "data": "builtin:intents",
+         "text": "body"},
+        {"kind": "causal-lm", "base": "builtin:llama-words", "data": "builtin:sums",
+         "instruction": "instruction", "response": "said"},
+        {"label": "kind"},
+    ],
+)  # fmt: skip
+def test_built_in_data_is_checked_like_any_other(task):
+    with pytest.raises(ScenarioError, match="no such column in train"):
+        load_task(Scenario(task=TaskSection(**task)), CPU, torch.float32)
