@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedtune.grids.arrays import records, to_record, to_tensors
 from fedtune.grids.directory import Directory, directory_of
-from fedtune.grids.replies import metrics_fault, reply_fault
+from fedtune.grids.replies import metrics_fault, reason_of, reply_fault
 from fedtune.participation import Participation
 from fedtune.randomness import key_of
 from fedtune.rules import RULES
@@ -179,7 +179,7 @@ class AdapterStrategy(FlowerFedAvg):
         for message in replies:
             client = self._directory.client(message.metadata.src_node_id)
             if message.has_error():
-                self.report.failed[client] = message.error.reason or "unknown error"
+                self.report.failed[client] = reason_of(message)
             elif fault := reply_fault(message.content, self._expected, self.weighted_by_key):
                 self.report.rejected[client] = fault
             else:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 from fedtune.scenario import scenario_names
-from fedtune.scenario.schema import AdapterSection, AttackSection, TaskSection
+from fedtune.scenario.schema import AdapterSection, AttackSection
+from fedtune.scenario.task import TaskSection
 
 ADAPTERS = {
     "auto": "the strategy's own kind",

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from fedtune.errors import ClientFailure, RunError
 from fedtune.grids.compat import Run
 from fedtune.grids.directory import Directory
+from fedtune.grids.replies import reason_of
 
 CONFIG = "config"
 CLIENT, COUNT = "client-id", "num-partitions"
@@ -90,7 +91,7 @@ class NodeGrid(Grid):
         for reply in passed:
             if reply.has_error() and self.on_error == "raise":
                 client = self.directory.client(reply.metadata.src_node_id)
-                raise ClientFailure(client, "its process", reply.error.reason or "unknown error")
+                raise ClientFailure(client, "its process", reason_of(reply))
         return passed
 
     def _learn(self) -> Directory:
@@ -100,8 +101,13 @@ class NodeGrid(Grid):
         found: dict[int, int] = {}
         for reply in self.inner.send_and_receive(asked):
             if reply.has_error():
-                raise RunError(f"a node cannot say which client it is: {reply.error.reason}")
-            client = int(str(reply.content[CONFIG][CLIENT]))
+                raise RunError(f"a node cannot say which client it is: {reason_of(reply)}")
+            try:
+                client = int(str(reply.content[CONFIG][CLIENT]))
+            except (KeyError, ValueError) as error:
+                raise RunError(
+                    f"a node's answer does not say which client it is: {error}"
+                ) from None
             if client in found:
                 raise RunError(f"two nodes say that they are client {client}")
             found[client] = reply.metadata.src_node_id

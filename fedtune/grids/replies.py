@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 
 import torch
-from flwr.app import ArrayRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedtune.grids.arrays import records, to_tensor
 
 MOST_EXAMPLES = 1e12
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def reply_fault(content: RecordDict, expected: Mapping[str, Tensor], weight_key: str) -> str | None:
@@ -33,6 +35,13 @@ def reply_fault(content: RecordDict, expected: Mapping[str, Tensor], weight_key:
     return _array_fault(arrays[0], expected)
 
 
+def reason_of(reply: Message) -> str:
+    """Why a client failed: the last line of what Flower passes on, which may be a traceback."""
+    lines = [line.strip() for line in ANSI.sub("", reply.error.reason or "").splitlines()]
+    said = [line for line in lines if line]
+    return said[-1].removesuffix("'>") if said else "unknown error"
+
+
 def metrics_fault(metrics: MetricRecord, weight_key: str) -> str | None:
     """Why metrics cannot be averaged, or None; the weight may be 0."""
     for key, value in metrics.items():
@@ -51,15 +60,19 @@ def _array_fault(record: ArrayRecord, expected: Mapping[str, Tensor]) -> str | N
         return f"holds {min(surplus)}, which was not asked for"
     found: dict[str, Tensor] = {}
     for name, sent in expected.items():
-        if tuple(record[name].shape) != tuple(sent.shape):
-            return f"{name} has shape {tuple(record[name].shape)}, not {tuple(sent.shape)}"
         try:
-            found[name] = to_tensor(record[name]).reshape(-1)
-        except (TypeError, ValueError) as error:
-            return f"{name} cannot be read ({error})"
+            tensor = to_tensor(record[name])
+        except Exception as error:  # whatever bytes a client may send
+            return f"{name} cannot be read ({type(error).__name__}: {error})"
+        for shape in (tuple(record[name].shape), tuple(tensor.shape)):
+            if shape != tuple(sent.shape):
+                return f"{name} has shape {shape}, not {tuple(sent.shape)}"
+        if tensor.is_complex():
+            return f"{name} holds complex numbers"
+        found[name] = tensor.reshape(-1)
     if not found or _finite(torch.cat(list(found.values()))):
         return None
-    broken = next(name for name, tensor in found.items() if not _finite(tensor))
+    broken = next((name for name, tensor in found.items() if not _finite(tensor)), min(found))
     return f"{broken} holds NaN or Inf"
 
 

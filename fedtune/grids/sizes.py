@@ -15,7 +15,7 @@ from io import BytesIO
 from math import prod
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from fedtune.grids.arrays import records
 from fedtune.grids.compat import CHUNK_BYTES, envelope_bytes
@@ -44,6 +44,14 @@ def message_size(message: Message) -> Size:
     if message.has_error():
         return Size(0, envelope_bytes(message))
     content = message.content
+    try:
+        return _by_arithmetic(message, content)
+    except TypeError:  # an array of a dtype that NumPy does not have
+        arrays = [array for record in records(content, ArrayRecord) for array in record.values()]
+        return Size(sum(len(array.data) for array in arrays), envelope_bytes(message))
+
+
+def _by_arithmetic(message: Message, content: RecordDict) -> Size:
     arrays = [array for record in records(content, ArrayRecord) for array in record.values()]
     payload = sum(_payload(array) for array in arrays)
     total = envelope_bytes(message) + _object("RecordDict", len(content), _references(content))

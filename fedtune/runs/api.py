@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import platform
 import time
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +11,27 @@ from flwr.serverapp import Grid
 
 from fedtune.apps.store import KEPT, FileStore
 from fedtune.cohort.engine import Resolved
-from fedtune.cohort.sizing import peak_memory
 from fedtune.errors import ScenarioError
 from fedtune.grids.node_grid import NodeGrid
-from fedtune.report.curve import draw_curve
 from fedtune.report.partition import draw_partition
 from fedtune.runs.build import Federation, build, settle_paths
-from fedtune.runs.checkpoints import load_checkpoint
+from fedtune.runs.checkpoints import Checkpoint, load_checkpoint
 from fedtune.runs.directory import RunDirectory
 from fedtune.runs.export import save_result
 from fedtune.runs.loop import (
     Observer,
     ServerState,
     Started,
-    engine_name,
     run_rounds,
     start_state,
 )
-from fedtune.runs.superlink import run_on_flower
+from fedtune.runs.on_flower import run_on_flower
+from fedtune.runs.summary import draw_run, summarise
 from fedtune.runs.tracking import Tracked, check_trackers
 from fedtune.scenario import Scenario, load_scenario
 from fedtune.scenario.loading import Overrides, validate
 from fedtune.tasks.clients import DealtRows
-from fedtune.version import __version__
 
-PACKAGES = ("flwr", "numpy", "peft", "torch", "transformers")
 RESUMABLE = ("run.rounds", "run.eval_every", "run.checkpoint_every")
 
 
@@ -89,8 +81,9 @@ def run(
         settled, on_resolve=lambda r: holder["d"].write_engine(r.to_dict()), outer=grid
     )
     directory = holder["d"] = RunDirectory.create(path, settled)
-    _write_partition(federation, directory)
-    return _go(federation, start_state(federation, None), directory, observer or Silent())
+    with directory.locked():
+        _write_partition(federation, directory)
+        return _go(federation, start_state(federation, None), directory, observer or Silent())
 
 
 def resume(
@@ -114,9 +107,22 @@ def resume(
     scenario = _overridden(directory, overrides)
     found = load_checkpoint(directory.checkpoints)
     _check_resumable(directory, scenario, found.round if found else 0)
-    if scenario.engine.kind == "flower" and grid is None:
-        directory.write_scenario(scenario)
-        return run_on_flower(scenario, directory.path, observer or Silent(), resume=True)
+    outside = scenario.engine.kind == "flower" and grid is None
+    with directory.locked():
+        if outside:
+            directory.write_scenario(scenario)
+        else:
+            return _resume(directory, scenario, found, observer or Silent(), grid)
+    return run_on_flower(scenario, directory.path, observer or Silent(), resume=True)
+
+
+def _resume(
+    directory: RunDirectory,
+    scenario: Scenario,
+    found: Checkpoint | None,
+    observer: Observer,
+    grid: Grid | None,
+) -> RunDirectory:
     engine = directory.read_engine()
     federation = build(
         scenario,
@@ -125,11 +131,21 @@ def resume(
         lambda resolved: directory.write_engine(resolved.to_dict()),
         grid,
     )
+    done = found.round if found else 0
+    if grid is not None and scenario.task.head == "local" and done:
+        _check_kept(directory)
     directory.write_scenario(scenario)
     _write_partition(federation, directory)
-    directory.forget_after(found.round if found else 0)
-    state = start_state(federation, found)
-    return _go(federation, state, directory, observer or Silent())
+    directory.forget_after(done)
+    return _go(federation, start_state(federation, found), directory, observer)
+
+
+def _check_kept(directory: RunDirectory) -> None:
+    if not (directory.path / KEPT).is_dir():
+        raise ScenarioError(
+            f"{str(directory.path)!r}: holds no heads of clients to go on with; give 'out' from "
+            "the start when a run with task.head = 'local' is to be resumed"
+        )
 
 
 def frame(path: str | Path) -> pd.DataFrame:
@@ -178,81 +194,19 @@ def _go(
     if isinstance(federation.serving, NodeGrid):
         known = federation.serving.directory
         directory.write_nodes({client: known.node(client) for client in known.clients})
+    if state.round < federation.scenario.run.rounds:
+        directory.forget_summary()
     tracked = Tracked(directory, federation.scenario, observer)
     try:
         state = run_rounds(federation, state, directory, tracked)
     finally:
         tracked.close()
     if (directory.path / KEPT).is_dir():
-        store = FileStore(directory.path / KEPT, state.round + 1)
-        federation.store.kept = store.latest()
+        federation.store.kept = FileStore(directory.path / KEPT, state.round + 1).latest()
     save_result(federation, state.arrays, directory)
+    draw_run(federation, state, directory)
     directory.write_summary(summarise(federation, state, directory))
-    _draw(federation, state, directory)
     return directory
-
-
-def _draw(federation: Federation, state: ServerState, directory: RunDirectory) -> None:
-    task = federation.scenario.task
-    where = "clients' held-out data" if task.head == "local" else "test data"
-    title = (
-        f"{federation.strategy.name} · {federation.scenario.adapter.kind} · {task.data}, {where}"
-    )
-    draw_curve(
-        directory.path / "curve.png", [(0, dict(state.initial or {})), *directory.looks], title
-    )
-
-
-def summarise(
-    federation: Federation, state: ServerState, directory: RunDirectory
-) -> dict[str, Any]:
-    """What summary.json holds."""
-    lines, looks = directory.metrics, directory.looks
-    best = min(looks, key=lambda look: _rank(look[1]), default=None)
-    totals = {
-        key: sum(line[key] for line in lines)
-        for key in ("bytes_down", "bytes_up", "framing_down", "framing_up", "seconds")
-    }
-    updates = sum(line["clients"] for line in lines)
-    training = sum(line["seconds_train"] for line in lines)
-    layout = federation.adapted.layout
-    return {
-        "final": looks[-1][1] if looks else {},
-        "best": {**best[1], "round": best[0]} if best else {},
-        "initial": state.initial,
-        "rounds": state.round,
-        **totals,
-        "client_updates": updates,
-        "client_updates_per_second": updates / training if training else 0.0,
-        "peak_memory_bytes": peak_memory(federation.engine.setting.device),
-        "failures": sum(line["failures"] for line in lines),
-        "rejected": sum(line["rejected"] for line in lines),
-        "empty_clients": len(federation.task.clients) - len(federation.task.clients.eligible),
-        "parameters_trained": layout.width,
-        "parameters_sent": sum(spec.size for spec in layout.sent),
-        "strategy": federation.strategy.name,
-        "adapter": federation.scenario.adapter.kind,
-        "classes": federation.task.classes,
-        "seed": federation.scenario.run.seed,
-        "device": federation.engine.resolved.device,
-        "engine": engine_name(federation),
-        "resolved": federation.engine.resolved.to_dict(),
-        "versions": {"python": platform.python_version(), **versions()},
-    }
-
-
-def _rank(found: dict[str, float | None]) -> tuple[float, float]:
-    loss = found.get("loss")
-    return -(found.get("accuracy") or 0.0), math.inf if loss is None else loss
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides a result; fedtune's own also where it is not installed."""
-    found = {"fedtune": __version__}
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
 
 
 def new_path(name: str) -> Path:

@@ -53,6 +53,7 @@ class Federation:
         grid: carries messages, metered.
         serving: the grid within, whose `serving()` lets strategies make messages.
         strategy: the server's method.
+        parameters_base: parameters of the base with its head, before an adapter was put on.
         notes: lines that the user should see.
     """
 
@@ -65,6 +66,7 @@ class Federation:
     grid: MeteredGrid
     serving: CohortGrid | NodeGrid
     strategy: AdapterStrategy
+    parameters_base: int
     notes: list[str]
 
 
@@ -99,6 +101,7 @@ def build(
     strategy, kind = make_strategy(scenario), adapter_kind(scenario)
     dtype = DTYPES[engine.precision]
     task = load_task(scenario, device, dtype, parts)
+    size = sum(parameter.numel() for parameter in task.base.model.parameters())
     head = scenario.task.head
     adapted = wrap(task.base, scenario.adapter, kind, head, scenario.run.seed, device, dtype)
     setting = Setting(
@@ -124,7 +127,17 @@ def build(
         else NodeGrid(outer, len(task.clients), eligible, on_error)
     )
     return Federation(
-        scenario, task, adapted, runner, clients, store, MeteredGrid(grid), grid, strategy, notes
+        scenario,
+        task,
+        adapted,
+        runner,
+        clients,
+        store,
+        MeteredGrid(grid),
+        grid,
+        strategy,
+        size,
+        notes,
     )
 
 

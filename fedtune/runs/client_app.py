@@ -11,10 +11,11 @@ from flwr.clientapp import ClientApp
 
 from fedtune.grids.node_grid import CLIENT, CONFIG
 from fedtune.runs.build import Federation, build
-from fedtune.runs.flower import scenario_of, store_of
+from fedtune.runs.flower import OUT, RESUME, SCENARIO, scenario_of, store_of
+from fedtune.scenario import load_scenario
 
 app = ClientApp()
-_LOADED: dict[str, Federation] = {}
+_LOADED: dict[tuple[str, ...], Federation] = {}
 
 
 @app.train()
@@ -44,9 +45,11 @@ def client_id(context: Context) -> int:
 
 def federation_of(context: Context) -> Federation:
     """Model and data of the run, loaded at the first message of this process."""
-    scenario = scenario_of(context.run_config)
-    key = scenario.model_dump_json()
+    key = tuple(str(context.run_config.get(name, "")) for name in (SCENARIO, OUT, RESUME))
     if key not in _LOADED:
+        scenario = scenario_of(context.run_config)
+        if scenario.engine.device.startswith("cuda"):  # Ray shows each actor its own cards only
+            scenario = load_scenario(scenario, {"engine.device": "auto"})
         _LOADED.clear()
         _LOADED[key] = build(scenario)
     return _LOADED[key]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,8 @@ from fedtune.errors import ScenarioError
 from fedtune.files import PARTIAL, append_line, write_atomically, write_json
 from fedtune.scenario import Scenario, dump_scenario, load_scenario
 from fedtune.tasks.base import Rows
+
+LOCK = ".lock"
 
 
 class RunDirectory:
@@ -110,7 +115,8 @@ class RunDirectory:
         """
         initial = self.summary.get("initial")
         lines = [{"round": 0, "eval": initial}] if initial else []
-        table = pd.json_normalize([*lines, *self.metrics], sep="/", max_level=1)
+        lines += [{**line, "eval": line["eval"] or {}} for line in self.metrics]
+        table = pd.json_normalize(lines, sep="/", max_level=1)
         return table.set_index("round") if len(table) else table
 
     @property
@@ -118,6 +124,26 @@ class RunDirectory:
         """What summary.json holds; empty for a run that has not ended."""
         file = self.path / "summary.json"
         return json.loads(file.read_text("utf-8")) if file.exists() else {}
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Within it, no other process can write to the run.
+
+        Raises:
+            ScenarioError: if another one does now.
+        """
+        with (self.path / LOCK).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ScenarioError(
+                    f"{str(self.path)!r}: another process is running it now"
+                ) from None
+            yield
+
+    def forget_summary(self) -> None:
+        """Drop the result of an earlier end, because more rounds follow."""
+        (self.path / "summary.json").unlink(missing_ok=True)
 
     def add_metrics(self, line: dict[str, Any]) -> None:
         """Add a round's line."""
@@ -171,5 +197,5 @@ class RunDirectory:
 
 
 def _is_ours(entry: Path) -> bool:
-    """Whether a directory entry is more than what a kill left of a first file."""
-    return not entry.name.endswith(PARTIAL)
+    """Whether a directory entry is more than what a kill left of a first file, or a lock."""
+    return not entry.name.endswith(PARTIAL) and entry.name != LOCK

@@ -17,7 +17,7 @@ from fedtune.errors import ScenarioError
 from fedtune.files import write_atomically
 from fedtune.runs.build import Federation
 from fedtune.runs.directory import RunDirectory
-from fedtune.scenario.schema import TaskSection
+from fedtune.scenario.task import TaskSection
 from fedtune.tasks.bases import base_path, load_base, load_tokenizer
 from fedtune.tasks.images import load_processor
 

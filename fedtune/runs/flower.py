@@ -16,25 +16,34 @@ from fedtune.runs.build import settle_paths
 from fedtune.scenario import Scenario, load_scenario
 from fedtune.scenario.loading import validate
 
-SCENARIO, OUT, RESUME = "scenario", "out", "resume"
+SCENARIO, OUT, RESUME, REPORT = "scenario", "out", "resume", "report"
 
 
 def scenario_of(run_config: Mapping[str, Any]) -> Scenario:
-    """The scenario under the run-config key `scenario`: the text of one, a file or a name.
+    """The scenario of a run configuration.
+
+    That of the run directory where a run is resumed; else what the key `scenario` holds: the text
+    of one, a file or a name.
 
     Raises:
         ScenarioError: if it is none of these.
     """
-    text = str(run_config.get(SCENARIO, "")).strip()
+    text, out = (str(run_config.get(key, "")).strip() for key in (SCENARIO, OUT))
+    if run_config.get(RESUME, False):
+        return _on_flower(load_scenario(Path(out) / "scenario.toml"))
     if not text:
         raise ScenarioError("run-config key 'scenario' is empty: give a name, a file or the text")
-    if "=" not in text:
-        return settle_paths(load_scenario(text, {"engine.kind": "flower"}))
+    if "\n" not in text and ("=" not in text or Path(text).is_file()):
+        return _on_flower(load_scenario(text))
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ScenarioError(f"run-config key 'scenario': not valid TOML ({error})") from None
-    return settle_paths(load_scenario(validate(raw), {"engine.kind": "flower"}))
+    return _on_flower(validate(raw))
+
+
+def _on_flower(scenario: Scenario) -> Scenario:
+    return settle_paths(load_scenario(scenario, {"engine.kind": "flower"}))
 
 
 def store_of(scenario: Scenario, context: Context, message: Message) -> ClientStore:

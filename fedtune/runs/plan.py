@@ -94,7 +94,7 @@ def plan(scenario: str | Path | Scenario, overrides: Overrides = ()) -> Plan:
     taking_part = _participants(federation)
     first, down, up = _messages(federation, state.arrays)
     start = _start(federation, state.arrays)
-    works = federation.clients.works(first or taking_part[0][:1], 1, start)
+    works = federation.clients.works(first or list(federation.task.clients.eligible[:1]), 1, start)
     size = federation.engine.settle(works, 1)
     base = held_memory(federation.engine.setting.device)
     cost = probe(federation, cohorts(works, size)[0])
@@ -113,8 +113,7 @@ def plan(scenario: str | Path | Scenario, overrides: Overrides = ()) -> Plan:
     return Plan(
         strategy=federation.strategy.name,
         adapter=federation.scenario.adapter.kind,
-        parameters_base=sum(p.numel() for p in federation.task.base.model.parameters())
-        - sum(s.size for s in layout.specs if s.role in ("A", "B")),
+        parameters_base=federation.parameters_base,
         parameters_trained=layout.width,
         parameters_sent=sum(spec.size for spec in layout.sent),
         clients=len(federation.task.clients.eligible),

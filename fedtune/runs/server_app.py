@@ -8,7 +8,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedtune.runs import api
-from fedtune.runs.flower import OUT, RESUME, SCENARIO, scenario_of
+from fedtune.runs.flower import OUT, REPORT, RESUME, SCENARIO, scenario_of
 from fedtune.runs.progress import ConsoleObserver
 from fedtune.runs.server_files import StartedFile, write_failure
 
@@ -20,12 +20,13 @@ def main(grid: Grid, context: Context) -> None:
     """Run, or take up, the scenario of the run configuration.
 
     Run-config keys: `scenario` (text, file or name), `out` (the run directory; by default a new one
-    under `runs/`) and `resume` (whether `out` is a run to go on with).
+    under `runs/`), `resume` (whether `out` is a run to go on with) and `report` (a folder for the
+    files that tell another process how it goes).
     """
     config = context.run_config
-    out = str(config.get(OUT, ""))
+    out, report = str(config.get(OUT, "")), str(config.get(REPORT, ""))
     console = ConsoleObserver()
-    observer = StartedFile(Path(out), console) if out else console
+    observer = StartedFile(Path(report), console) if report else console
     try:
         if config.get(RESUME, False):
             directory = api.resume(out, observer=observer, grid=grid)
@@ -34,8 +35,8 @@ def main(grid: Grid, context: Context) -> None:
             directory = api.run(scenario_of(config), out=path, observer=observer, grid=grid)
         console.closing(directory)
     except Exception as error:
-        if out:
-            write_failure(Path(out), error)
+        if report:
+            write_failure(Path(report), error)
         raise
 
 

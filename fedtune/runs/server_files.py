@@ -16,7 +16,7 @@ class StartedFile:
     """An observer that also writes what is known before the first round.
 
     Args:
-        path: the run directory.
+        path: the folder for it.
         inner: the observer that shows the run.
     """
 

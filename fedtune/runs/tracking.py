@@ -7,19 +7,21 @@ Names are those of metrics.jsonl with `/` for nesting: `eval/loss`, `eval/accura
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from fedtune.errors import ScenarioError
+from fedtune.errors import RunError, ScenarioError, first_line
 from fedtune.files import write_json
 from fedtune.runs.directory import RunDirectory
 from fedtune.runs.loop import Line, Observer, Started
 from fedtune.scenario import Scenario
 
 IDS = "trackers.json"
+LOGGER = logging.getLogger("fedtune")
 
 
 class Tracker(Protocol):
@@ -57,7 +59,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(  # type: ignore[no-untyped-call]
-            str(directory.path / "tensorboard"), purge_step=first_round if first_round > 1 else None
+            str(directory.path / "tensorboard"), purge_step=first_round if first_round > 1 else 0
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -141,7 +143,8 @@ class Tracked:
 
     def started(self, run: Started) -> None:
         """Open the trackers and log the evaluation before round 1."""
-        self.trackers = [TensorBoard(self.directory, run.first_round), *self._asked()]
+        self.trackers = [TensorBoard(self.directory, run.first_round)]
+        self._open_asked()
         if run.first_round == 1:
             self._log(0, {"eval": run.initial})
         self.inner.started(run)
@@ -157,20 +160,29 @@ class Tracked:
             tracker.close()
 
     def _log(self, step: int, line: Mapping[str, Any]) -> None:
-        for tracker in self.trackers:
-            tracker.log(step, scalars(line))
+        for tracker in list(self.trackers):
+            try:
+                tracker.log(step, scalars(line))
+            except Exception as error:  # a lost server must not end the run
+                name, said = type(tracker).__name__, first_line(error)
+                LOGGER.warning(
+                    "round %s is not in %s, nor will later ones be: %s", step, name, said
+                )
+                self.trackers.remove(tracker)
 
-    def _asked(self) -> list[Tracker]:
+    def _open_asked(self) -> None:
         file = self.directory.path / IDS
         ids = _read(file)
-        found: list[Tracker] = []
         for name in self.scenario.run.trackers:
-            made = ASKED[name](self.directory, self.scenario, ids.get(name))
+            try:
+                made = ASKED[name](self.directory, self.scenario, ids.get(name))
+            except Exception as error:
+                raise RunError(
+                    f"run.trackers: {name} cannot be used: {first_line(error)}"
+                ) from error
             ids[name] = made.id
-            found.append(made)
-        if ids:
+            self.trackers.append(made)
             write_json(file, ids)
-        return found
 
 
 def _read(file: Path) -> dict[str, str]:

@@ -6,114 +6,12 @@ and wrong types are refused. `Scenario.model_json_schema()` is what `fedtune sch
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
-Share = Annotated[float, Field(gt=0.0, le=1.0)]
-
-
-class Section(BaseModel):
-    """A table of the scenario file: strict types, no unknown keys."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, validate_default=True, allow_inf_nan=False
-    )
-
-
-class OpenSection(Section):
-    """A table that carries further parameters of the part it names; that part checks them."""
-
-    model_config = ConfigDict(
-        extra="allow", strict=True, validate_default=True, allow_inf_nan=False
-    )
-
-    def parameters(self) -> dict[str, Any]:
-        """The keys beyond the section's own."""
-        return dict(self.model_extra or {})
-
-
-class TaskSection(Section):
-    """What is learned, from which model and data."""
-
-    kind: Literal["image-classification", "text-classification", "causal-lm"] = (
-        "image-classification"
-    )
-    base: str = Field("builtin:vit-letters", description="builtin:, a local folder or a hub name")
-    data: str = Field(
-        "builtin:digits",
-        description="builtin:, a file (csv, tsv, jsonl, parquet, txt), a folder of train and test "
-        "files or one saved by datasets, or a hub name",
-    )
-    test: str | None = Field(None, description="file of the test split, where data is a file")
-    subset: str | None = Field(None, description="configuration of a hub data set")
-    train_split: str = Field("train", description="split that clients hold")
-    test_split: str = Field("test", description="split of the central evaluation")
-    train_examples: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="take that many training rows, drawn once and always the same"
-    )
-    test_examples: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="take that many test rows, drawn once and always the same"
-    )
-    columns: list[str] | None = Field(None, description="names, for csv and tsv without a header")
-    pattern: str | None = Field(
-        None,
-        description="regular expression: each match in a txt file is a row, of its named groups",
-    )
-    image: str = Field("image", description="column of the images")
-    text: str = Field("text", description="column of the text")
-    text_pair: str | None = Field(None, description="column of the second text of a pair")
-    label: str = Field("label", description="column of the labels")
-    label_separator: Annotated[str, Field(min_length=1)] | None = Field(
-        None, description="rows whose label holds this have several; they are left out"
-    )
-    max_length: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="most tokens of an example; by default 128, or what the base takes"
-    )
-    instruction: str | None = Field(None, description="column of the prompts (causal-lm)")
-    response: str | None = Field(
-        None, description="column of the responses; the loss is on these only (causal-lm)"
-    )
-    template: str | None = Field(
-        None, description='the prompt, e.g. "Question: {question}\nAnswer:" (causal-lm)'
-    )
-    extract: str | None = Field(
-        None,
-        description="regular expression whose first group is the answer in a response; adds "
-        "exact_match of greedy generations to the evaluation (causal-lm)",
-    )
-    extract_examples: Annotated[int, Field(ge=1)] = Field(
-        100, description="test rows that are generated for exact_match"
-    )
-    extract_tokens: Annotated[int, Field(ge=1)] = Field(
-        64, description="most tokens generated for exact_match"
-    )
-    head: Literal["shared", "frozen", "local"] = Field(
-        "shared",
-        description="shared: trained and averaged; frozen: the same random one for all; "
-        "local: kept by each client and evaluated on its own held-out part",
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> TaskSection:
-        if self.kind != "causal-lm":
-            for key in ("instruction", "response", "template", "extract"):
-                if getattr(self, key) is not None:
-                    raise ValueError(f"task.{key} is for kind 'causal-lm', not '{self.kind}'")
-            return self
-        if self.head != "shared":
-            raise ValueError("task.head: causal-lm has no task head of its own; leave it out")
-        if self.instruction and self.template:
-            raise ValueError("give task.instruction or task.template, not both")
-        prompt = self.instruction or self.template
-        if bool(prompt) != bool(self.response):
-            missing = "task.response" if prompt else "task.instruction (or task.template)"
-            raise ValueError(f"instruction and response go together; {missing} is missing")
-        if self.extract and not self.response:
-            raise ValueError("task.extract needs task.instruction and task.response")
-        return self
+from fedtune.scenario.section import Beta, OpenSection, Probability, Section, Share
+from fedtune.scenario.task import TaskSection
 
 
 class PartitionSection(OpenSection):
@@ -209,7 +107,7 @@ class LocalSection(Section):
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-3
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    betas: Annotated[list[Beta], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    betas: Annotated[list[Beta], Field(min_length=2, max_length=2)] = Field([0.9, 0.999])
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip: Annotated[float, Field(gt=0)] | None = Field(

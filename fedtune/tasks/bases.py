@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from fedtune.adapters.wrap import PretrainedBase
 from fedtune.errors import ScenarioError, first_line
-from fedtune.scenario.schema import TaskSection
+from fedtune.scenario.task import TaskSection
 
 WEIGHTS = "model.safetensors"
 MODELS = {

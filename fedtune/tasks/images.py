@@ -15,7 +15,7 @@ from sklearn.model_selection import train_test_split
 from transformers import AutoImageProcessor
 
 from fedtune.errors import ScenarioError, first_line
-from fedtune.scenario.schema import TaskSection
+from fedtune.scenario.task import TaskSection
 from fedtune.tasks.base import Classification, Table
 from fedtune.tasks.bases import load_base, quiet
 from fedtune.tasks.examples import Examples

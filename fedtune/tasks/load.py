@@ -11,7 +11,8 @@ from datasets import disable_progress_bars
 
 from fedtune.adapters.wrap import PretrainedBase
 from fedtune.errors import ScenarioError
-from fedtune.scenario.schema import Scenario, TaskSection
+from fedtune.scenario.schema import Scenario
+from fedtune.scenario.task import TaskSection
 from fedtune.tasks.base import Classification, Data, Objective, Rows
 from fedtune.tasks.bases import load_base
 from fedtune.tasks.clients import ClientRows, DealtRows, EvenRows

@@ -21,7 +21,7 @@ from datasets.exceptions import DatasetsError
 from numpy.typing import NDArray
 
 from fedtune.errors import ScenarioError, first_line
-from fedtune.scenario.schema import TaskSection
+from fedtune.scenario.task import TaskSection
 
 TEST_SHARE = 0.2
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -8,7 +8,7 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedtune.errors import ScenarioError
-from fedtune.scenario.schema import TaskSection
+from fedtune.scenario.task import TaskSection
 from fedtune.tasks.base import Classification
 from fedtune.tasks.bases import load_base, load_tokenizer
 from fedtune.tasks.examples import Examples

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -44,6 +46,8 @@ def on_flower(path, overrides, nodes=6, resume=False):
     """A run whose clients are the ClientApp, one message at a time, each with its own context."""
     scenario = load_scenario("quickstart", {**overrides, "engine.kind": "flower"})
     config = {"scenario": dump_scenario(scenario), "out": str(path)}
+    if resume:
+        config = {"scenario": "quickstart", "out": str(path), "resume": True}
     grid = CohortGrid(AppClients(client_app.app, nodes, config), range(nodes))
     with grid.serving():
         if resume:
@@ -89,6 +93,25 @@ def test_local_heads_stay_with_clients_and_outlive_a_run_that_is_lengthened(tmp_
     for name in heads:
         a, b = (load_file(run.path / "clients" / name) for run in (whole, long))
         assert all(torch.allclose(a[key], b[key], rtol=1e-5, atol=1e-8) for key in a)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_resumed_run_goes_on_with_its_own_scenario_whatever_the_configuration_names(tmp_path):
+    overrides = small(local__lr=3e-2, run__rounds=3, engine__precision="float64")
+    whole = fedtune.run("quickstart", overrides, tmp_path / "cohort")
+    short = on_flower(tmp_path / "flower", {**overrides, "run.rounds": 1})
+    long = on_flower(short.path, overrides, resume=True)
+    losses = [[line["eval"]["loss"] for line in run.metrics] for run in (whole, long)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_run_of_local_heads_without_their_files_is_not_taken_up(tmp_path):
+    overrides = small(task__head="local")
+    short = on_flower(tmp_path / "run", {**overrides, "run.rounds": 1})
+    shutil.rmtree(short.path / "kept")
+    with pytest.raises(ScenarioError, match="holds no heads of clients"):
+        on_flower(short.path, overrides, resume=True)
 
 
 @pytest.mark.usefixtures("fresh")

@@ -28,6 +28,8 @@ def test_bytes_and_parameters_are_those_of_the_run(tmp_path, task, strategy):
     assert planned.run_bytes_down == summary["bytes_down"]
     assert planned.parameters_trained == summary["parameters_trained"]
     assert planned.parameters_sent == summary["parameters_sent"]
+    whole = fedtune.load_model(done).merge_and_unload()
+    assert planned.parameters_base == sum(p.numel() for p in whole.parameters())
     assert planned.clients_per_round == summary["client_updates"] / summary["rounds"]
     assert planned.cohort_size == summary["resolved"]["sizes"][0][1]
 
@@ -38,6 +40,13 @@ def test_planning_a_random_number_of_clients_knows_whom_the_seed_will_draw(tmp_p
     planned = fedtune.plan("quickstart", overrides)
     done = fedtune.run("quickstart", overrides, tmp_path / "run")
     assert planned.run_bytes_up == done.summary["bytes_up"]
+
+
+def test_a_round_that_nobody_takes_part_in_can_be_planned():
+    participation = {"kind": "bernoulli", "value": 0.001}
+    planned = fedtune.plan("quickstart", small(clients__participation=participation))
+    assert planned.bytes_up == planned.run_bytes_up == 0
+    assert planned.seconds_train == 0
 
 
 def test_a_plan_writes_nothing_and_refuses_what_a_run_would_refuse(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -200,3 +201,14 @@ def test_what_is_settled_cannot_be_changed(whole, tmp_path):
 def test_only_the_last_two_checkpoints_are_kept(whole):
     names = sorted(p.name for p in whole.checkpoints.glob("*.json"))
     assert names == ["round-000002.json", "round-000003.json"]
+
+
+def test_two_processes_cannot_run_one_run(whole, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(whole.path, path)
+    with (
+        fedtune.RunDirectory(path).locked(),
+        pytest.raises(ScenarioError, match="another process is running it now"),
+    ):
+        fedtune.resume(path, {"run.rounds": 9})
+    assert fedtune.resume(path, {"run.rounds": whole.summary["rounds"] + 1}).summary

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fedtune.errors import ScenarioError
 from fedtune.scenario.loading import validate
-from fedtune.scenario.schema import TaskSection
+from fedtune.scenario.task import TaskSection
 from fedtune.tasks.generation import ExactMatch
 from fedtune.tasks.language import load_language
 from fedtune.tasks.tokens import IGNORED

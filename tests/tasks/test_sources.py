@@ -11,7 +11,8 @@ import torch
 from datasets import Dataset, DatasetDict
 
 from fedtune.errors import ScenarioError
-from fedtune.scenario.schema import Scenario, TaskSection
+from fedtune.scenario.schema import Scenario
+from fedtune.scenario.task import TaskSection
 from fedtune.tasks.load import load_task
 from fedtune.tasks.sources import load_splits
 from fedtune.tasks.text import load_text
@@ -60,7 +61,7 @@ def test_a_folder_of_files_has_the_splits_of_their_names(tmp_path):
     one = TaskSection(data=str(tmp_path / "train.csv"), test=test)
     assert len(load_splits(one, (), {})[0]["test"]) == 3
     misspelt = TaskSection(data=str(tmp_path), test_split="tset")
-    with pytest.raises(ScenarioError, match=r"task.test_split = 'tset': .* has: dev, train"):
+    with pytest.raises(ScenarioError, match=r"task.test_split = 'tset': .* has: dev, other, train"):
         load_splits(misspelt, (), {})
     with pytest.raises(ScenarioError, match=r"task.data is no file"):
         load_splits(TaskSection(data=str(tmp_path), test=test), (), {})

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from fedtune.errors import ScenarioError
-from fedtune.scenario.schema import TaskSection
+from fedtune.scenario.task import TaskSection
 from fedtune.tasks.text import load_text
 from tests.tasks import kit
 

@@ -1,0 +1,82 @@
+"""What is written at the end of a run: its summary and its picture."""
+
+from __future__ import annotations
+
+import math
+import platform
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from fedtune.cohort.sizing import peak_memory
+from fedtune.report.curve import draw_curve
+from fedtune.runs.build import Federation
+from fedtune.runs.directory import RunDirectory
+from fedtune.runs.loop import ServerState, engine_name
+from fedtune.version import __version__
+
+PACKAGES = ("flwr", "numpy", "peft", "torch", "transformers")
+
+
+def draw_run(federation: Federation, state: ServerState, directory: RunDirectory) -> None:
+    """Draw the learning curve."""
+    task = federation.scenario.task
+    where = "clients' held-out data" if task.head == "local" else "test data"
+    title = (
+        f"{federation.strategy.name} · {federation.scenario.adapter.kind} · {task.data}, {where}"
+    )
+    draw_curve(
+        directory.path / "curve.png", [(0, dict(state.initial or {})), *directory.looks], title
+    )
+
+
+def summarise(
+    federation: Federation, state: ServerState, directory: RunDirectory
+) -> dict[str, Any]:
+    """What summary.json holds."""
+    lines, looks = directory.metrics, directory.looks
+    best = min(looks, key=lambda look: _rank(look[1]), default=None)
+    totals = {
+        key: sum(line[key] for line in lines)
+        for key in ("bytes_down", "bytes_up", "framing_down", "framing_up", "seconds")
+    }
+    updates = sum(line["clients"] for line in lines)
+    training = sum(line["seconds_train"] for line in lines)
+    layout = federation.adapted.layout
+    return {
+        "final": looks[-1][1] if looks else {},
+        "best": {**best[1], "round": best[0]} if best else {},
+        "initial": state.initial,
+        "rounds": state.round,
+        **totals,
+        "client_updates": updates,
+        "client_updates_per_second": updates / training if training else 0.0,
+        "peak_memory_bytes": peak_memory(federation.engine.setting.device),
+        "failures": sum(line["failures"] for line in lines),
+        "rejected": sum(line["rejected"] for line in lines),
+        "empty_clients": len(federation.task.clients) - len(federation.task.clients.eligible),
+        "parameters_trained": layout.width,
+        "parameters_sent": sum(spec.size for spec in layout.sent),
+        "strategy": federation.strategy.name,
+        "adapter": federation.scenario.adapter.kind,
+        "classes": federation.task.classes,
+        "seed": federation.scenario.run.seed,
+        "device": federation.engine.resolved.device,
+        "engine": engine_name(federation),
+        "resolved": federation.engine.resolved.to_dict(),
+        "versions": {"python": platform.python_version(), **versions()},
+    }
+
+
+def _rank(found: dict[str, float | None]) -> tuple[float, float]:
+    loss = found.get("loss")
+    return -(found.get("accuracy") or 0.0), math.inf if loss is None else loss
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a result; fedtune's own also where it is not installed."""
+    found = {"fedtune": __version__}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

@@ -1,0 +1,96 @@
+"""Flower's own grid with logical clients behind it; malformed replies in any form."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+
+from fedtune.errors import RunError
+from fedtune.grids.cohort_grid import CohortGrid
+from fedtune.grids.directory import directory_of
+from fedtune.grids.node_grid import NodeGrid
+from fedtune.grids.replies import reason_of, reply_fault
+from fedtune.grids.sizes import message_size
+
+
+class Answering:
+    """A client side whose nodes answer queries with what they are told to."""
+
+    def __init__(self, answers):
+        self.answers = answers
+
+    def handle(self, messages):
+        return [
+            Message(RecordDict({"config": ConfigRecord(self.answers[client])}), reply_to=message)
+            for client, message in messages
+        ]
+
+
+def grid_of(answers, eligible=None) -> NodeGrid:
+    inner = CohortGrid(Answering(answers), range(len(answers)))
+    return NodeGrid(inner, len(answers), eligible or range(len(answers)))
+
+
+def test_logical_ids_are_what_the_nodes_say_not_their_order():
+    grid = grid_of([{"client-id": 2}, {"client-id": 0}, {"client-id": 1}], eligible=[0, 2])
+    with grid.inner.serving():
+        directory = directory_of(grid)
+    assert list(directory.clients) == [0, 2]
+    inner = grid.inner.directory
+    assert [inner.client(directory.node(client)) for client in (0, 2)] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ([{"client-id": 0}, {"client-id": 0}], "two nodes say that they are client 0"),
+        ([{"client-id": 0}, {"client-id": 5}], "no node is client 1"),
+        ([{"client-id": 0}, {"name": 1}], "does not say which client it is"),
+        ([{"client-id": "first"}, {"client-id": 1}], "does not say which client it is"),
+    ],
+)
+def test_nodes_that_cannot_be_told_apart_end_the_run_in_a_line(answers, said):
+    grid = grid_of(answers)
+    with grid.inner.serving(), pytest.raises(RunError, match=said):
+        _ = grid.directory
+
+
+def test_a_remote_traceback_is_cut_to_its_last_line():
+    grid = CohortGrid(Answering([{}]), [0])
+    with grid.serving():
+        asked = Message(RecordDict(), 2, "train")
+        long = "<class 'X'>:<'\x1b[36mray::f()\x1b[39m\n  File \"a.py\"\nValueError: no sensor'>"
+        reply = Message(Error(1, long), reply_to=asked)
+    assert reason_of(reply) == "ValueError: no sensor"
+
+
+EXPECTED = {"a": torch.zeros(2, dtype=torch.float64), "b": torch.zeros(2, dtype=torch.float64)}
+BROKEN = {
+    "truncated": (Array("float64", (2,), "numpy.ndarray", b"\x93NUMPY\x01"), "cannot be read"),
+    "unknown type": (Array("bogus", (2,), "numpy.ndarray", b"xx"), "cannot be read"),
+    "another shape inside": (None, r"a has shape \(3,\), not \(2,\)"),
+    "complex": (Array.from_numpy_ndarray(np.zeros(2, dtype=np.complex128)), "complex"),
+    "overflow together": (Array.from_numpy_ndarray(np.full(2, 8e307)), "NaN or Inf"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_no_bytes_of_a_client_break_the_server(name):
+    array, said = BROKEN[name]
+    if array is None:
+        array = Array.from_numpy_ndarray(np.zeros(3))
+        array.shape = (2,)
+    other = np.full(2, 8e307) if name == "overflow together" else np.zeros(2)
+    arrays = ArrayRecord({"a": array, "b": Array.from_numpy_ndarray(other)})
+    content = RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})})
+    fault = reply_fault(content, EXPECTED, "num-examples")
+    assert fault is not None
+    assert re.search(said, fault), fault
+    grid = CohortGrid(Answering([{}]), [0])
+    with grid.serving():
+        reply = Message(content, reply_to=Message(RecordDict(), 2, "train"))
+    assert message_size(reply).payload > 0
