@@ -20,7 +20,7 @@ from fedtune.errors import RunError, ScenarioError
 from fedtune.runs.directory import RunDirectory
 from fedtune.runs.flower import OUT, REPORT, RESUME, SCENARIO
 from fedtune.runs.loop import Observer, Started
-from fedtune.runs.server_files import FAILED, STARTED
+from fedtune.runs.server_files import FAILED, OWNER, STARTED
 from fedtune.runs.superlink import CONNECTION, POLL, SuperLink, private_superlink
 from fedtune.scenario import Scenario, dump_scenario
 
@@ -86,6 +86,7 @@ def _submit(link: SuperLink, scenario: Scenario, path: Path, resume: bool) -> st
     app.mkdir()
     (app / "pyproject.toml").write_text(tomli_w.dumps(APP), "utf-8")
     (app / "LICENSE").write_text("Apache-2.0\n", "utf-8")
+    (link.home / OWNER).write_text(str(os.getpid()), "ascii")
     config = {
         SCENARIO: dump_scenario(scenario), OUT: str(path), RESUME: resume, REPORT: str(link.home),
     }  # fmt: skip

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedtune.runs import api
 from fedtune.runs.flower import OUT, REPORT, RESUME, SCENARIO, scenario_of
 from fedtune.runs.progress import ConsoleObserver
-from fedtune.runs.server_files import StartedFile, write_failure
+from fedtune.runs.server_files import Reporting, write_failure
 
 app = ServerApp()
 
@@ -26,7 +26,7 @@ def main(grid: Grid, context: Context) -> None:
     config = context.run_config
     out, report = str(config.get(OUT, "")), str(config.get(REPORT, ""))
     console = ConsoleObserver()
-    observer = StartedFile(Path(report), console) if report else console
+    observer = Reporting(Path(report), console) if report else console
     try:
         if config.get(RESUME, False):
             directory = api.resume(out, observer=observer, grid=grid)

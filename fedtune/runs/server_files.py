@@ -1,22 +1,24 @@
-"""Files by which a ServerApp tells whoever started it how the run goes."""
+"""Files between a ServerApp and the process that started its run."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
 
-from fedtune.errors import FedtuneError
+import psutil
+
+from fedtune.errors import FedtuneError, RunError
 from fedtune.files import write_json
 from fedtune.runs.loop import Line, Observer, Started
 
-STARTED, FAILED = "started.json", "failed.json"
+STARTED, FAILED, OWNER = "started.json", "failed.json", "owner.pid"
 
 
-class StartedFile:
-    """An observer that also writes what is known before the first round.
+class Reporting:
+    """An observer that also tells the process that started the run, and ends the run without it.
 
     Args:
-        path: the folder for it.
+        path: the folder for its files; that process has written its id there.
         inner: the observer that shows the run.
     """
 
@@ -29,8 +31,15 @@ class StartedFile:
         self.inner.started(run)
 
     def finished_round(self, line: Line) -> None:
-        """Pass on."""
+        """Pass on.
+
+        Raises:
+            RunError: if the process that started the run was killed.
+        """
         self.inner.finished_round(line)
+        owner = self.path / OWNER
+        if not owner.exists() or not psutil.pid_exists(int(owner.read_text("ascii"))):
+            raise RunError("the process that started this run is gone")
 
 
 def write_failure(path: Path, error: Exception) -> None:

@@ -47,7 +47,7 @@ def test_every_shipped_scenario_is_valid_and_has_a_title(name):
         ("adapter.rank=0", "adapter.rank = 0: input should be greater than or equal to 1"),
         ("adapter.kind=fancy", "adapter.kind = 'fancy': input should be 'auto', 'lora'"),
         ("engine.device=tpu", "engine.device = 'tpu'"),
-        ("engine.kind=flower", "'cohort' or 'sequential'"),
+        ("engine.kind=docker", "'cohort', 'sequential' or 'flower'"),
         ("privacy.mechanism=user", "privacy.mechanism = 'user'"),
         ("local.lr=0", "local.lr = 0"),
         ("local.betas=[0.9]", "local.betas = [0.9]"),
