@@ -52,5 +52,7 @@ def _panel(axes: Axes, name: str, points: list[tuple[int, float]]) -> None:
     if name == "accuracy":
         axes.set_ylim(0, 1.02)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    if name == "perplexity":
+        axes.set_yscale("log")
     axes.grid(color=MUTED, alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
