@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from flwr.app import Context
 from safetensors.torch import load, save
 from torch import Tensor
 
 from fedtune.files import write_atomically
-from fedtune.grids.arrays import to_record, to_tensors
 
 KEPT = "kept"
 Kept = dict[str, Tensor]
@@ -52,25 +50,6 @@ class MemoryStore:
         for key, tensor in state.items():
             client, name = key.split("/", 1)
             self.kept.setdefault(int(client), {})[name] = tensor
-
-
-class ContextStore:
-    """One client's state in the context that Flower carries from message to message of a run.
-
-    Args:
-        context: of the client.
-    """
-
-    def __init__(self, context: Context) -> None:
-        self.state = context.state
-
-    def get(self, client: int) -> Kept | None:
-        """What the client kept, or None before its first round."""
-        return to_tensors(self.state.array_records[KEPT]) if KEPT in self.state else None
-
-    def put(self, client: int, kept: Kept) -> None:
-        """Replace what the client keeps."""
-        self.state[KEPT] = to_record(kept)
 
 
 class FileStore:

@@ -58,7 +58,7 @@ def federation_of(context: Context) -> Federation:
 def _answer(message: Message, context: Context) -> Message:
     federation = federation_of(context)
     clients = federation.clients
-    clients.store = store_of(federation.scenario, context, message)
+    clients.store = store_of(federation.scenario, context.run_config, message)
     answer = clients.handle([(client_id(context), message)])[0]
     if isinstance(answer, Message):
         return answer

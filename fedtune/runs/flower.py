@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context, Message, MessageType
+from flwr.app import Message, MessageType
 
 from fedtune.apps.clients import message_round
-from fedtune.apps.store import KEPT, ClientStore, ContextStore, FileStore
+from fedtune.apps.store import KEPT, ClientStore, FileStore
 from fedtune.errors import ScenarioError
 from fedtune.runs.build import settle_paths
 from fedtune.scenario import Scenario, load_scenario
@@ -46,14 +46,22 @@ def _on_flower(scenario: Scenario) -> Scenario:
     return settle_paths(load_scenario(scenario, {"engine.kind": "flower"}))
 
 
-def store_of(scenario: Scenario, context: Context, message: Message) -> ClientStore:
-    """Where a client keeps its state: files of the run directory, where its place is known.
+def check_out(scenario: Scenario, run_config: Mapping[str, Any]) -> None:
+    """Raise `ScenarioError` if clients would not know where to keep their heads."""
+    out = str(run_config.get(OUT, ""))
+    if scenario.task.head == "local" and not Path(out).is_absolute():
+        raise ScenarioError(
+            f"task.head = 'local': clients keep their heads in the run directory; give the "
+            f"run-config key 'out' an absolute path, not {out!r}"
+        )
+
+
+def store_of(scenario: Scenario, run_config: Mapping[str, Any], message: Message) -> ClientStore:
+    """Where a client keeps its state: files of the run directory, which outlive its process.
 
     Training in a round starts from what held before it, evaluating after a round sees it.
     """
-    out = str(context.run_config.get(OUT, ""))
-    if not out:
-        return ContextStore(context)
     trains = message.metadata.message_type == MessageType.TRAIN
     before = message_round(message) + (0 if trains else 1)
-    return FileStore(Path(out) / KEPT, before, scenario.run.checkpoint_every)
+    folder = Path(str(run_config.get(OUT, ""))) / KEPT
+    return FileStore(folder, before, scenario.run.checkpoint_every)

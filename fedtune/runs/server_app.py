@@ -8,7 +8,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedtune.runs import api
-from fedtune.runs.flower import OUT, REPORT, RESUME, SCENARIO, scenario_of
+from fedtune.runs.flower import OUT, REPORT, RESUME, SCENARIO, check_out, scenario_of
 from fedtune.runs.progress import ConsoleObserver
 from fedtune.runs.server_files import Reporting, write_failure
 
@@ -28,11 +28,13 @@ def main(grid: Grid, context: Context) -> None:
     console = ConsoleObserver()
     observer = Reporting(Path(report), console) if report else console
     try:
+        scenario = scenario_of(config)
+        check_out(scenario, config)
         if config.get(RESUME, False):
             directory = api.resume(out, observer=observer, grid=grid)
         else:
             path = Path(out) if out else api.new_path(_name(str(config.get(SCENARIO, ""))))
-            directory = api.run(scenario_of(config), out=path, observer=observer, grid=grid)
+            directory = api.run(scenario, out=path, observer=observer, grid=grid)
         console.closing(directory)
     except Exception as error:
         if report:

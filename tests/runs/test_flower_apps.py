@@ -14,7 +14,7 @@ from fedtune.grids import node_grid
 from fedtune.grids.cohort_grid import CohortGrid
 from fedtune.grids.strangers import AppClients
 from fedtune.runs import client_app
-from fedtune.runs.flower import scenario_of
+from fedtune.runs.flower import check_out, scenario_of
 from fedtune.scenario import dump_scenario, load_scenario
 from tests.runs.kit import small
 
@@ -159,6 +159,15 @@ def test_a_client_that_fails_is_named_or_skipped(tmp_path, monkeypatch, on_error
             done = fedtune.run(scenario, out=tmp_path / "run", grid=grid)
             assert [line["failures"] for line in done.metrics] == [1, 1]
             assert "no such sensor" in done.metrics[0]["problems"][0]["reason"]
+
+
+def test_local_heads_need_a_place_that_every_process_knows():
+    scenario = load_scenario("quickstart", {"task.head": "local"})
+    for out in ("", "runs/here"):
+        with pytest.raises(ScenarioError, match="'out' an absolute path"):
+            check_out(scenario, {"out": out})
+    check_out(scenario, {"out": "/tmp/run"})
+    check_out(load_scenario("quickstart"), {"out": ""})
 
 
 def test_the_scenario_of_a_run_configuration_is_a_name_a_file_or_the_text(tmp_path):
