@@ -15,6 +15,10 @@ class ScenarioError(FedtuneError):
     """
 
 
+class Incompatible(ScenarioError):
+    """Parts that are right by themselves but cannot go together; a comparison skips them."""
+
+
 class RunError(FedtuneError):
     """A run that failed while it ran (exit code 1); its directory stays readable and resumable."""
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,7 @@ def plain(value: Any) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file atomically."""
-    text = json.dumps(plain(value), indent=2, sort_keys=True, allow_nan=False)
+    text = json.dumps(plain(value), indent=2, allow_nan=False)
     write_atomically(path, f"{text}\n".encode())
 
 
@@ -43,3 +46,22 @@ def append_line(path: Path, value: Any) -> None:
         file.write(json.dumps(plain(value), allow_nan=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+class Locked(Exception):
+    """Another process holds the lock."""
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file; the system frees it when the process ends, however it ends.
+
+    Raises:
+        Locked: if another process holds it.
+    """
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Locked(str(path)) from None
+        yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,7 +81,7 @@ def wrap(
         ScenarioError: if the targets match nothing or something that is not a linear layer.
     """
     whole = [*base.head, *(section.modules_to_save or [])]
-    names = {n: p.detach().clone() for n, p in base.model.named_parameters() if _in(n, whole)}
+    names = {n: p.detach().clone() for n, p in base.model.named_parameters() if inside(n, whole)}
     base.model.to(device=device, dtype=dtype).requires_grad_(False)
     try:
         with warnings.catch_warnings():
@@ -132,7 +133,8 @@ def _check_lists(layers: list[str], section: AdapterSection) -> None:
             raise ScenarioError(f"adapter.layers_to_transform = {chosen!r}: no layer {index}")
 
 
-def _in(name: str, modules: list[str]) -> bool:
+def inside(name: str, modules: Sequence[str]) -> bool:
+    """Whether a parameter belongs to one of the modules."""
     return any(f".{module}." in f".{name}" for module in modules)
 
 

@@ -34,7 +34,7 @@ class CohortClients:
         rows: which rows each client holds.
         store: what clients keep between messages.
         seed: of the run.
-        holdout: share of its rows that a client with a local head evaluates on, else 0.
+        holdout: share of its rows that a client is evaluated on and does not train on.
     """
 
     engine: Engine
@@ -66,6 +66,10 @@ class CohortClients:
     def training_rows(self, client: int) -> Rows:
         """The rows a client trains on."""
         return self._split(client)[0]
+
+    def held_rows(self, client: int) -> Rows:
+        """The rows that a client is evaluated on."""
+        return self._split(client)[1]
 
     def _split(self, client: int) -> tuple[Rows, Rows]:
         rows = self.rows.rows(client)
@@ -105,7 +109,7 @@ class CohortClients:
         return Message(RecordDict({ARRAYS: arrays, METRICS: metrics}), reply_to=message)
 
     def _evaluate(self, client: int, message: Message, state: Tensors) -> Message:
-        rows = self._split(client)[1]
+        rows = self.held_rows(client)
         found = self.engine.evaluate(state, self.engine.setting.data, rows) if len(rows) else {}
         metrics = MetricRecord({"num-examples": len(rows), **found})
         return Message(RecordDict({METRICS: metrics}), reply_to=message)

@@ -6,17 +6,18 @@ on a bad scenario or argument with one line, 1 on a failed run, 130 on Ctrl-C.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import click
 import typer
 
 from fedtune import __version__
+from fedtune.cli.comparing import compare, report
+from fedtune.cli.options import Interrupted, Json, SetOption
+from fedtune.cli.printing import print_json
 from fedtune.errors import FedtuneError, RunError, ScenarioError
-from fedtune.files import plain
 from fedtune.scenario import Scenario, load_scenario
 
 app = typer.Typer(
@@ -26,12 +27,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. run.rounds=5."),
-]
 
 
 @app.command()
@@ -74,7 +69,7 @@ def run(
     finally:
         observer.close()
     if as_json:
-        _print_json({"directory": str(directory.path), **directory.summary})
+        print_json({"directory": str(directory.path), **directory.summary})
     else:
         observer.closing(directory)
 
@@ -94,9 +89,13 @@ def plan(
 
     found = estimate(settled)
     if as_json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
     else:
         typer.echo("\n".join(f"{name:<12} {text}" for name, text in describe(found)))
+
+
+app.command()(compare)
+app.command()(report)
 
 
 @app.command()
@@ -114,7 +113,7 @@ def export(
 
     written = write(RunDirectory.open(directory), out or directory / "export", form)
     if as_json:
-        _print_json({folder.name: str(folder) for folder in written})
+        print_json({folder.name: str(folder) for folder in written})
     else:
         typer.echo("\n".join(str(folder) for folder in written))
 
@@ -133,7 +132,7 @@ def list_(
         raise ScenarioError(f"list {what!r}: allowed: {', '.join(LISTS)}")
     found = LISTS[what]()
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     width = max(map(len, found), default=0)
     typer.echo("\n".join(f"{name:<{width}}  {text}".rstrip() for name, text in found.items()))
@@ -142,7 +141,7 @@ def list_(
 @app.command()
 def schema(as_json: Json = True) -> None:
     """Print the scenario's JSON Schema, for editors and tools."""
-    _print_json(Scenario.model_json_schema())
+    print_json(Scenario.model_json_schema())
 
 
 @app.command()
@@ -152,16 +151,12 @@ def doctor(as_json: Json = False) -> None:
 
     found = examine()
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     for title, members in found.items():
         typer.echo(title)
         for name, text in members.items():
             typer.echo(f"  {name:<16} {text}")
-
-
-class Interrupted(FedtuneError):
-    """Ctrl-C during a run."""
 
 
 @app.callback(invoke_without_command=True)
@@ -194,7 +189,3 @@ def _fail(text: str, code: int) -> None:
     line = " ".join(text.split())
     typer.echo(f"fedtune: {line}", err=True)
     sys.exit(code)
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(plain(value), indent=2, allow_nan=False))

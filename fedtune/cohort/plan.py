@@ -94,6 +94,15 @@ def plan_work(
     return ClientWork(client, state, tuple(steps), tuple(ends), key, len(rows), deal.positions)
 
 
+def planned_steps(examples: int, local: LocalSection) -> int:
+    """Optimiser steps of a client with so many examples in a round, unless it stops early."""
+    if local.steps is not None:
+        return local.steps
+    assert local.epochs is not None
+    batches = -(-examples // local.batch_size)
+    return local.epochs * -(-batches // local.accumulation)
+
+
 class _Deal:
     """Deals a client's rows into batches, epoch by epoch."""
 

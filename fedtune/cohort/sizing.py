@@ -70,6 +70,15 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """Begin to count `peak_memory` anew, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", "ascii")
+
+
 def held_memory(device: torch.device) -> int:
     """Bytes held now: allocated on a GPU, resident in the process on a CPU."""
     if device.type == "cuda":

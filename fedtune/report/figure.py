@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fedtune.files import write_atomically
+from fedtune.report.measures import SHARES
 
 INK, ACCENT, MUTED = "#1f2933", "#2563eb", "#94a3b8"
+NO_DATES: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None}}
+LABEL_GAP = 0.055
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -21,7 +28,41 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG."""
+    """Write a PNG or SVG, by the path's suffix; the same figure gives the same bytes."""
+    write_atomically(path, image_bytes(figure, path.suffix.removeprefix(".")))
+
+
+def image_bytes(figure: Figure, form: str) -> bytes:
+    """A figure as the bytes of a `png` or `svg`."""
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    write_atomically(path, buffer.getvalue())
+    with matplotlib.rc_context({"svg.hashsalt": "fedtune"}):
+        figure.savefig(buffer, format=form, metadata=NO_DATES[form])
+    return buffer.getvalue()
+
+
+def tidy(axes: Axes, metric: str, vertical: bool = True) -> None:
+    """Light grid, no box, and the axis of a metric in its own units."""
+    axes.grid(color=MUTED, alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axis = axes.yaxis if vertical else axes.xaxis
+    if metric in SHARES:
+        axis.set_major_formatter(lambda value, _: f"{value:.0%}")
+
+
+def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write names beside the ends of lines, moved apart where they would overlap.
+
+    Args:
+        ends: x, y, text and colour of each.
+    """
+    axes.figure.canvas.draw()
+    placed: list[float] = []
+    inverse = axes.transAxes.inverted()
+    for x, y, text, colour in sorted(ends, key=lambda end: end[1]):
+        _, height = inverse.transform(axes.transData.transform((x, y)))
+        height = max(float(height), placed[-1] + LABEL_GAP if placed else float(height))
+        placed.append(height)
+        axes.annotate(
+            text, (x, y), xycoords="data", xytext=(1.02, height), textcoords="axes fraction",
+            color=colour, fontsize=9, va="center", annotation_clip=False,
+        )  # fmt: skip

@@ -16,6 +16,7 @@ from fedtune.grids.node_grid import NodeGrid
 from fedtune.report.partition import draw_partition
 from fedtune.runs.build import Federation, build, settle_paths
 from fedtune.runs.checkpoints import Checkpoint, load_checkpoint
+from fedtune.runs.clientwise import by_client
 from fedtune.runs.directory import RunDirectory
 from fedtune.runs.export import save_result
 from fedtune.runs.loop import (
@@ -31,6 +32,7 @@ from fedtune.runs.tracking import Tracked, check_trackers
 from fedtune.scenario import Scenario, load_scenario
 from fedtune.scenario.loading import Overrides, validate
 from fedtune.tasks.clients import DealtRows
+from fedtune.tasks.library import Library
 
 RESUMABLE = ("run.rounds", "run.eval_every", "run.checkpoint_every")
 
@@ -51,6 +53,7 @@ def run(
     out: str | Path | None = None,
     observer: Observer | None = None,
     grid: Grid | None = None,
+    library: Library | None = None,
 ) -> RunDirectory:
     """Run a scenario to its end.
 
@@ -61,6 +64,7 @@ def run(
         observer: shows the run while it goes on.
         grid: Flower's grid, in a ServerApp; without one, `engine.kind = "flower"` starts its own
             SuperLink and Simulation Runtime.
+        library: lends model and data to several runs of one process.
 
     Returns:
         The run directory: `.metrics`, `.summary`, `.adapter`.
@@ -78,7 +82,10 @@ def run(
     if settled.engine.kind == "flower" and grid is None:
         return run_on_flower(settled, path, observer or Silent())
     federation = build(
-        settled, on_resolve=lambda r: holder["d"].write_engine(r.to_dict()), outer=grid
+        settled,
+        on_resolve=lambda r: holder["d"].write_engine(r.to_dict()),
+        outer=grid,
+        library=library,
     )
     directory = holder["d"] = RunDirectory.create(path, settled)
     with directory.locked():
@@ -91,6 +98,7 @@ def resume(
     overrides: Overrides = (),
     observer: Observer | None = None,
     grid: Grid | None = None,
+    library: Library | None = None,
 ) -> RunDirectory:
     """Go on with a run that was stopped, or lengthen one that ended.
 
@@ -99,6 +107,7 @@ def resume(
         overrides: `run.rounds`, `run.eval_every` or `run.checkpoint_every`; the rest is settled.
         observer: shows the run while it goes on.
         grid: Flower's grid, in a ServerApp.
+        library: lends model and data to several runs of one process.
 
     Raises:
         ScenarioError: if it is no run directory, or another key is overridden.
@@ -112,7 +121,7 @@ def resume(
         if outside:
             directory.write_scenario(scenario)
         else:
-            return _resume(directory, scenario, found, observer or Silent(), grid)
+            return _resume(directory, scenario, found, observer or Silent(), grid, library)
     return run_on_flower(scenario, directory.path, observer or Silent(), resume=True)
 
 
@@ -122,6 +131,7 @@ def _resume(
     found: Checkpoint | None,
     observer: Observer,
     grid: Grid | None,
+    library: Library | None,
 ) -> RunDirectory:
     engine = directory.read_engine()
     federation = build(
@@ -130,6 +140,7 @@ def _resume(
         Resolved.from_dict(engine) if engine else None,
         lambda resolved: directory.write_engine(resolved.to_dict()),
         grid,
+        library,
     )
     done = found.round if found else 0
     if grid is not None and scenario.task.head == "local" and done:
@@ -205,7 +216,10 @@ def _go(
         federation.store.kept = FileStore(directory.path / KEPT, state.round + 1).latest()
     save_result(federation, state.arrays, directory)
     draw_run(federation, state, directory)
-    directory.write_summary(summarise(federation, state, directory))
+    clients = by_client(federation, state)
+    if clients is not None:
+        directory.write_clients(clients)
+    directory.write_summary(summarise(federation, state, directory, clients))
     return directory
 
 

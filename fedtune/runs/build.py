@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from fedtune.grids.node_grid import NodeGrid
 from fedtune.runs.strategies import adapter_kind, make_strategy
 from fedtune.scenario.schema import Scenario
 from fedtune.tasks.base import Rows
+from fedtune.tasks.library import Library
 from fedtune.tasks.load import Task, load_task
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def build(
     resolved: Resolved | None = None,
     on_resolve: Callable[[Resolved], None] = lambda resolved: None,
     outer: Grid | None = None,
+    library: Library | None = None,
 ) -> Federation:
     """Build a run.
 
@@ -84,12 +85,11 @@ def build(
         resolved: what the engine settled, where a run is taken up again.
         on_resolve: told of each thing that the engine settles.
         outer: Flower's grid, where clients are in other processes; by default they are in this one.
+        library: lends model and data that another run of this process loaded.
 
     Raises:
         ScenarioError: for whatever cannot work, before anything is trained.
     """
-    for name in ("flwr", "strategies"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     engine = scenario.engine
     device = torch.device(pick_device(resolved.device if resolved else engine.device))
     threads = resolved.threads if resolved else engine.threads
@@ -100,7 +100,7 @@ def build(
     torch.use_deterministic_algorithms(engine.deterministic)
     strategy, kind = make_strategy(scenario), adapter_kind(scenario)
     dtype = DTYPES[engine.precision]
-    task = load_task(scenario, device, dtype, parts)
+    task = load_task(scenario, device, dtype, parts, library)
     size = sum(parameter.numel() for parameter in task.base.model.parameters())
     head = scenario.task.head
     adapted = wrap(task.base, scenario.adapter, kind, head, scenario.run.seed, device, dtype)
@@ -117,7 +117,8 @@ def build(
         raise ScenarioError(
             "task.head = 'local': no client has two examples, one to train and one to evaluate on"
         )
-    holdout = scenario.clients.holdout if head == "local" else 0.0
+    own = scenario.clients
+    holdout = own.held_share if head == "local" else own.holdout or 0.0
     store = MemoryStore()
     clients = CohortClients(runner, task.clients, store, scenario.run.seed, holdout)
     eligible, on_error = task.clients.eligible, scenario.faults.on_error
@@ -161,8 +162,14 @@ def pick_device(name: str) -> str:
 
 def settle_paths(scenario: Scenario) -> Scenario:
     """The scenario with its adapter kind settled and its local paths made absolute."""
+    settled = with_absolute_paths(scenario)
+    settled.adapter.kind = adapter_kind(scenario)  # type: ignore[assignment]
+    return settled
+
+
+def with_absolute_paths(scenario: Scenario) -> Scenario:
+    """A copy of the scenario that can be read from another folder."""
     raw = scenario.model_copy(deep=True)
-    raw.adapter.kind = adapter_kind(scenario)  # type: ignore[assignment]
     for key in ("base", "data", "test"):
         value = getattr(raw.task, key)
         if value is not None and not value.startswith("builtin:"):

@@ -102,7 +102,7 @@ def evaluation_seconds(federation: Federation, start: Tensors) -> float:
 
 def _held_out(federation: Federation) -> Rows:
     task = federation.task
-    share = federation.scenario.clients.holdout
+    share = federation.scenario.clients.held_share
     rows = np.concatenate([task.clients.rows(c) for c in task.clients.eligible])
     return rows[: max(1, int(len(rows) * share))]
 

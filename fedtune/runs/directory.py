@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from fedtune.errors import ScenarioError
-from fedtune.files import PARTIAL, append_line, write_atomically, write_json
+from fedtune.files import PARTIAL, Locked, append_line, locked, write_atomically, write_json
 from fedtune.scenario import Scenario, dump_scenario, load_scenario
 from fedtune.tasks.base import Rows
 
@@ -132,18 +131,16 @@ class RunDirectory:
         Raises:
             ScenarioError: if another one does now.
         """
-        with (self.path / LOCK).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ScenarioError(
-                    f"{str(self.path)!r}: another process is running it now"
-                ) from None
-            yield
+        try:
+            with locked(self.path / LOCK):
+                yield
+        except Locked:
+            raise ScenarioError(f"{str(self.path)!r}: another process is running it now") from None
 
     def forget_summary(self) -> None:
         """Drop the result of an earlier end, because more rounds follow."""
-        (self.path / "summary.json").unlink(missing_ok=True)
+        for name in ("summary.json", "clients.json"):
+            (self.path / name).unlink(missing_ok=True)
 
     def add_metrics(self, line: dict[str, Any]) -> None:
         """Add a round's line."""
@@ -162,6 +159,16 @@ class RunDirectory:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json."""
         write_json(self.path / "summary.json", summary)
+
+    def write_clients(self, found: dict[str, Any]) -> None:
+        """Store how the final model serves each client."""
+        write_json(self.path / "clients.json", found)
+
+    @property
+    def clients(self) -> dict[str, Any]:
+        """How the final model serves each client; empty where that is not known."""
+        file = self.path / "clients.json"
+        return json.loads(file.read_text("utf-8")) if file.exists() else {}
 
     def write_engine(self, resolved: dict[str, Any]) -> None:
         """Store what the engine settled."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from flwr.app import ConfigRecord, MessageType
+from flwr.app import ConfigRecord, Message, MessageType
 from torch import Tensor
 
-from fedtune.cohort.plan import out_of_patience
+from fedtune.cohort.plan import out_of_patience, planned_steps
 from fedtune.grids.arrays import to_record, to_tensors
 from fedtune.runs.build import Federation
 from fedtune.runs.checkpoints import Checkpoint, save_checkpoint
@@ -143,7 +144,10 @@ def one_round(federation: Federation, state: ServerState, server_round: int) -> 
     started = time.perf_counter()
     strategy, grid, section = federation.strategy, federation.grid, federation.scenario.run
     messages = strategy.configure_train(server_round, to_record(state.arrays), ConfigRecord(), grid)
-    replies = grid.send_and_receive(messages)
+    messages = list(messages)
+    sent = time.perf_counter()
+    replies = list(grid.send_and_receive(messages))
+    received = time.perf_counter()
     arrays, train = strategy.aggregate_train(server_round, replies)
     trained = time.perf_counter() - started
     if arrays is not None:
@@ -173,7 +177,16 @@ def one_round(federation: Federation, state: ServerState, server_round: int) -> 
         "framing_up": up.framing,
         "seconds": time.perf_counter() - started,
         "seconds_train": trained,
+        "seconds_clients": received - sent,
+        "seconds_server": trained - (received - sent),
+        "client_steps": steps_of(federation, report.used),
     }
+
+
+def steps_of(federation: Federation, clients: Sequence[int]) -> int:
+    """Optimiser steps that clients take together in a round."""
+    local, rows = federation.scenario.local, federation.clients.training_rows
+    return sum(planned_steps(len(rows(client)), local) for client in clients)
 
 
 def evaluate(
@@ -186,10 +199,19 @@ def evaluate(
         if task.exact_match is not None:
             found["exact_match"] = federation.engine.generate(arrays, task.exact_match)
         return found
+    record = federation.strategy.aggregate_evaluate(
+        server_round, ask_clients(federation, arrays, server_round)
+    )
+    return {name: float(value) for name, value in (record or {}).items()}  # type: ignore[arg-type]
+
+
+def ask_clients(
+    federation: Federation, arrays: dict[str, Tensor], server_round: int
+) -> list[Message]:
+    """Replies of clients that evaluate the given tensors on what they hold out."""
     strategy, grid = federation.strategy, federation.grid
     messages = strategy.configure_evaluate(server_round, to_record(arrays), ConfigRecord(), grid)
-    record = strategy.aggregate_evaluate(server_round, grid.send_and_receive(messages))
-    return {name: float(value) for name, value in (record or {}).items()}  # type: ignore[arg-type]
+    return list(grid.send_and_receive(messages))
 
 
 def stops_early(federation: Federation, directory: RunDirectory) -> bool:

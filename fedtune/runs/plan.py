@@ -109,7 +109,7 @@ def plan(scenario: str | Path | Scenario, overrides: Overrides = ()) -> Plan:
     mean, rounds = float(np.mean(train)), section.rounds
     looks = -(-rounds // section.eval_every) + 1
     updates = sum(map(len, taking_part))
-    one = sum(s.size for s in layout.sent) * federation.engine.setting.master.itemsize
+    one = client_payload(federation)
     return Plan(
         strategy=federation.strategy.name,
         adapter=federation.scenario.adapter.kind,
@@ -135,6 +135,12 @@ def plan(scenario: str | Path | Scenario, overrides: Overrides = ()) -> Plan:
         seconds_total=mean * rounds + evaluate * looks,
         notes=notes,
     )
+
+
+def client_payload(federation: Federation) -> int:
+    """Bytes of the tensors that one client sends in a round."""
+    setting = federation.engine.setting
+    return sum(spec.size for spec in setting.layout.sent) * setting.master.itemsize
 
 
 def _participants(federation: Federation) -> list[list[int]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import pkgutil
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, cast
 
-from fedtune.errors import ScenarioError
+from fedtune.errors import Incompatible, ScenarioError
 from fedtune.participation import Participation
 from fedtune.scenario.schema import Scenario
 
@@ -54,7 +55,7 @@ def adapter_kind(scenario: Scenario) -> str:
     cls = find_strategy(scenario.strategy.name)
     kind = cls.adapter if scenario.adapter.kind == "auto" else scenario.adapter.kind
     if kind not in cls.accepts:
-        raise ScenarioError(
+        raise Incompatible(
             f"adapter.kind = {kind!r}: strategy {cls.name!r} needs one of: "
             f"{', '.join(sorted(cls.accepts))}"
         )
@@ -67,6 +68,8 @@ def make_strategy(scenario: Scenario) -> AdapterStrategy:
     Raises:
         ScenarioError: for an unknown name or parameter.
     """
+    for logger in ("flwr", "strategies"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
     section = scenario.strategy
     cls = find_strategy(section.name)
     own = _own_parameters(cls)

@@ -11,10 +11,15 @@ from typing import Any
 from fedtune.cohort.sizing import peak_memory
 from fedtune.report.curve import draw_curve
 from fedtune.runs.build import Federation
+from fedtune.runs.clientwise import worst_clients
 from fedtune.runs.directory import RunDirectory
 from fedtune.runs.loop import ServerState, engine_name
 from fedtune.version import __version__
 
+SUMMED = (
+    "bytes_down", "bytes_up", "framing_down", "framing_up", "seconds", "seconds_clients",
+    "seconds_server", "client_steps",
+)  # fmt: skip
 PACKAGES = ("flwr", "numpy", "peft", "torch", "transformers")
 
 
@@ -31,15 +36,19 @@ def draw_run(federation: Federation, state: ServerState, directory: RunDirectory
 
 
 def summarise(
-    federation: Federation, state: ServerState, directory: RunDirectory
+    federation: Federation,
+    state: ServerState,
+    directory: RunDirectory,
+    clients: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """What summary.json holds."""
+    """What summary.json holds.
+
+    Args:
+        clients: what `by_client` found.
+    """
     lines, looks = directory.metrics, directory.looks
     best = min(looks, key=lambda look: _rank(look[1]), default=None)
-    totals = {
-        key: sum(line[key] for line in lines)
-        for key in ("bytes_down", "bytes_up", "framing_down", "framing_up", "seconds")
-    }
+    totals = {key: sum(line.get(key, 0) for line in lines) for key in SUMMED}
     updates = sum(line["clients"] for line in lines)
     training = sum(line["seconds_train"] for line in lines)
     layout = federation.adapted.layout
@@ -59,6 +68,9 @@ def summarise(
         "parameters_sent": sum(spec.size for spec in layout.sent),
         "strategy": federation.strategy.name,
         "adapter": federation.scenario.adapter.kind,
+        "clients": {"measured_on": clients["measured_on"], **worst_clients(clients["clients"])}
+        if clients
+        else None,
         "classes": federation.task.classes,
         "seed": federation.scenario.run.seed,
         "device": federation.engine.resolved.device,

@@ -13,8 +13,8 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from fedtune.errors import ScenarioError
-from fedtune.scenario.schema import Scenario
+from fedtune.errors import Incompatible, ScenarioError
+from fedtune.scenario.schema import INCOMPATIBLE, Scenario
 
 Overrides = Mapping[str, Any] | Sequence[str]
 _TYPE_NAMES = {"str", "int", "float", "bool", "list", "dict"}
@@ -52,7 +52,9 @@ def validate(raw: dict[str, Any]) -> Scenario:
     try:
         return Scenario.model_validate(raw)
     except ValidationError as error:
-        raise ScenarioError(_one_line(error)) from None
+        kinds = {detail["type"] for detail in error.errors()}
+        cls = Incompatible if kinds == {INCOMPATIBLE} else ScenarioError
+        raise cls(_one_line(error)) from None
 
 
 def dump_scenario(scenario: Scenario) -> str:

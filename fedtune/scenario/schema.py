@@ -9,9 +9,14 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
+from fedtune.scenario.compare import CompareSection
 from fedtune.scenario.section import Beta, OpenSection, Probability, Section, Share
 from fedtune.scenario.task import TaskSection
+
+INCOMPATIBLE = "incompatible"
+LOCAL_HOLDOUT = 0.2
 
 
 class PartitionSection(OpenSection):
@@ -57,9 +62,16 @@ class ClientsSection(Section):
     examples: Annotated[int, Field(ge=1)] = Field(
         32, description="examples a client of builtin:synthetic has"
     )
-    holdout: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
-        0.2, description="share of a client's examples it evaluates a local head on"
+    holdout: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
+        None,
+        description="share of a client's examples that it does not train on and is evaluated on; "
+        "by default 0.2 with task.head = 'local', else none",
     )
+
+    @property
+    def held_share(self) -> float:
+        """Share of its examples that a client with a local head evaluates on."""
+        return self.holdout or LOCAL_HOLDOUT
 
 
 class AdapterSection(OpenSection):
@@ -217,6 +229,9 @@ class Scenario(Section):
     faults: FaultsSection = FaultsSection()
     engine: EngineSection = EngineSection()
     run: RunSection = RunSection()
+    compare: CompareSection | None = Field(
+        None, description="what `fedtune compare` varies; a run takes no notice of it"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Scenario:
@@ -228,7 +243,11 @@ class Scenario(Section):
             )
         if self.adapter.kind == "none":
             if self.task.head == "frozen":
-                raise ValueError('adapter.kind = "none" with task.head = "frozen" trains nothing')
+                raise _incompatible('adapter.kind = "none": task.head = "frozen" trains nothing')
             if self.task.kind == "causal-lm":
-                raise ValueError('adapter.kind = "none": causal-lm has no head to train instead')
+                raise _incompatible('adapter.kind = "none": causal-lm has no head to train')
         return self
+
+
+def _incompatible(text: str) -> PydanticCustomError:
+    return PydanticCustomError(INCOMPATIBLE, "{reason}", {"reason": text})

@@ -31,6 +31,11 @@ class TaskSection(Section):
     test_examples: Annotated[int, Field(ge=1)] | None = Field(
         None, description="take that many test rows, drawn once and always the same"
     )
+    validation: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
+        None,
+        description="each client holds out that share of its training rows, and these are "
+        "evaluated instead of the test rows; for choosing settings",
+    )
     columns: list[str] | None = Field(None, description="names, for csv and tsv without a header")
     pattern: str | None = Field(
         None,

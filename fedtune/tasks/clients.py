@@ -33,18 +33,22 @@ class DealtRows:
 
     Args:
         parts: the rows of each client.
+        without: rows that are held out of all of them.
     """
 
-    def __init__(self, parts: Sequence[Rows]) -> None:
+    def __init__(self, parts: Sequence[Rows], without: Rows | None = None) -> None:
         self.parts = list(parts)
-        self._eligible = [client for client, part in enumerate(self.parts) if len(part)]
+        self._rows = self.parts
+        if without is not None:
+            self._rows = [np.setdiff1d(part, without, assume_unique=True) for part in self.parts]
+        self._eligible = [client for client, rows in enumerate(self._rows) if len(rows)]
 
     def __len__(self) -> int:
         return len(self.parts)
 
     def rows(self, client: int) -> Rows:
         """The rows of a client."""
-        return self.parts[client]
+        return self._rows[client]
 
     @property
     def eligible(self) -> Sequence[int]:
@@ -69,6 +73,12 @@ class EvenRows:
     def eligible(self) -> Sequence[int]:
         """Ids of the clients that hold examples, sorted."""
         return range(self.count)
+
+
+def held_of_all(parts: Sequence[Rows], share: float, seed: int) -> Rows:
+    """What `hold_out` takes from each client, together, sorted."""
+    held = [hold_out(rows, share, seed, k)[1] for k, rows in enumerate(parts) if len(rows)]
+    return np.sort(np.concatenate(held))
 
 
 def hold_out(rows: Rows, share: float, seed: int, client: int) -> tuple[Rows, Rows]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -15,11 +15,12 @@ from fedtune.scenario.schema import Scenario
 from fedtune.scenario.task import TaskSection
 from fedtune.tasks.base import Classification, Data, Objective, Rows
 from fedtune.tasks.bases import load_base
-from fedtune.tasks.clients import ClientRows, DealtRows, EvenRows
+from fedtune.tasks.clients import ClientRows, DealtRows, EvenRows, held_of_all
 from fedtune.tasks.examples import Examples, dealt_by
 from fedtune.tasks.generation import ExactMatch
 from fedtune.tasks.images import load_images
 from fedtune.tasks.language import load_language
+from fedtune.tasks.library import Library
 from fedtune.tasks.partition import partition
 from fedtune.tasks.synthetic import CLASSES, SyntheticImages
 from fedtune.tasks.text import load_text
@@ -66,11 +67,13 @@ def load_task(
     device: torch.device,
     dtype: torch.dtype,
     parts: list[Rows] | None = None,
+    library: Library | None = None,
 ) -> Task:
     """Load model and data and deal the examples.
 
     Args:
         parts: the rows of each client, where they were dealt before (a resumed run).
+        library: lends model and data that another run of this process loaded.
 
     Raises:
         ScenarioError: for a model, data set or partition that cannot be had.
@@ -78,27 +81,49 @@ def load_task(
     disable_progress_bars()  # type: ignore[no-untyped-call]
     if scenario.task.data == "builtin:synthetic":
         return _synthetic(scenario, device, dtype)
-    examples = LOADERS[scenario.task.kind](scenario.task)
+    task = scenario.task
+    examples = (library or Library()).borrow(
+        task.model_dump_json(exclude={"validation", "head"}),
+        lambda: LOADERS[task.kind](task),
+        device,
+        dtype,
+        scenario.adapter.modules_to_save or (),
+    )
     section = scenario.clients.partition
     if parts is None:
         by = dealt_by(examples, section)
         parts = partition(by, section, scenario.clients.count, scenario.run.seed)
-    train, test = (split.to(device, dtype) for split in (examples.train, examples.test))
     held = sum(map(len, parts))
     notes = list(examples.notes)
-    if held < len(train):
-        notes.append(f"data: {len(train) - held} of {len(train)} examples are of no client")
-    return Task(
+    if held < len(examples.train):
+        left = len(examples.train) - held
+        notes.append(f"data: {left} of {len(examples.train)} examples are of no client")
+    loaded = Task(
         base=examples.base,
         objective=examples.objective,
-        train=train,
-        test=test,
-        test_rows=np.arange(len(test)),
+        train=examples.train,
+        test=examples.test,
+        test_rows=np.arange(len(examples.test)),
         clients=DealtRows(parts),
         classes=examples.classes,
         exact_match=examples.exact_match,
         notes=notes,
     )
+    return loaded if task.validation is None else _on_validation(loaded, scenario, parts)
+
+
+def _on_validation(task: Task, scenario: Scenario, parts: list[Rows]) -> Task:
+    """The task without its test data: rows that each client holds out are evaluated instead.
+
+    A local head is evaluated by its client, which holds rows out of those that are left here.
+    """
+    assert scenario.task.validation is not None
+    if scenario.task.head == "local":
+        tested = held_of_all(parts, scenario.clients.held_share, scenario.run.seed)
+        return replace(task, clients=DealtRows(parts, without=tested))
+    held = held_of_all(parts, scenario.task.validation, scenario.run.seed)
+    clients = DealtRows(parts, without=held)
+    return replace(task, test=task.train, test_rows=held, clients=clients, exact_match=None)
 
 
 def _synthetic(scenario: Scenario, device: torch.device, dtype: torch.dtype) -> Task:
@@ -122,6 +147,8 @@ def _synthetic(scenario: Scenario, device: torch.device, dtype: torch.dtype) -> 
     shape = (int(getattr(config, "num_channels", 3)), side, side)
     clients = EvenRows(scenario.clients.count, scenario.clients.examples)
     total = len(clients) * clients.examples
-    make = SyntheticImages(total + SYNTHETIC_TEST_ROWS, shape, scenario.run.seed, device, dtype)
-    rows = np.arange(total, len(make))
+    count = total + 2 * SYNTHETIC_TEST_ROWS
+    make = SyntheticImages(count, shape, scenario.run.seed, device, dtype)
+    first = total if scenario.task.validation is None else total + SYNTHETIC_TEST_ROWS
+    rows = np.arange(first, first + SYNTHETIC_TEST_ROWS)
     return Task(base, Classification(), make, make, rows, clients, classes)

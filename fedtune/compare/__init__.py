@@ -1,0 +1,1 @@
+"""Comparisons: a grid of variants over seeds, tuned alike, with statistics."""

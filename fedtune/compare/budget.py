@@ -1,0 +1,59 @@
+"""Equal budgets: how many rounds a scenario can afford, known before it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fedtune.errors import ScenarioError
+from fedtune.runs.build import Federation, build
+from fedtune.runs.loop import steps_of
+from fedtune.runs.plan import client_payload
+from fedtune.scenario import Scenario
+from fedtune.scenario.compare import BudgetSection
+from fedtune.tasks.library import Library
+
+MOST_ROUNDS = 100_000
+
+
+def spent(scenario: Scenario, kind: str, library: Library) -> int:
+    """What a scenario spends in `run.rounds`: payload bytes up, or optimiser steps of clients."""
+    costs = _costs(build(scenario, library=library), kind)
+    return sum(next(costs) for _ in range(scenario.run.rounds))
+
+
+def within(scenario: Scenario, budget: BudgetSection, amount: int, library: Library) -> Scenario:
+    """The scenario with as many rounds as the budget pays for; the next would exceed it.
+
+    Args:
+        scenario: settled; its own `run.rounds` does not count.
+        budget: says what is counted.
+        amount: bytes or steps.
+
+    Raises:
+        ScenarioError: if it does not pay for one round.
+    """
+    total, rounds = 0, 0
+    for cost in _costs(build(scenario, library=library), budget.kind):
+        if total + cost > amount or rounds == MOST_ROUNDS:
+            break
+        total, rounds = total + cost, rounds + 1
+    if not rounds:
+        raise ScenarioError(
+            f"--budget {budget.kind}={amount}: does not pay for one round of "
+            f"{scenario.strategy.name}, which takes {cost}"
+        )
+    section = scenario.run.model_copy(update={"rounds": rounds})
+    return scenario.model_copy(update={"run": section})
+
+
+def _costs(federation: Federation, kind: str) -> Iterator[int]:
+    """The cost of round 1, 2, ...: who takes part is a pure function of the seed."""
+    clients, draw = federation.task.clients.eligible, federation.strategy.participation.draw
+    payload, server_round = client_payload(federation), 0
+    while True:
+        server_round += 1
+        taking_part = draw(clients, server_round)
+        if kind == "bytes_up":
+            yield payload * len(taking_part)
+        else:
+            yield steps_of(federation, taking_part)

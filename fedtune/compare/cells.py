@@ -1,0 +1,76 @@
+"""Cells of a comparison: run directories that are found again by what decides their result."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fedtune.errors import ScenarioError
+from fedtune.runs.api import resume, run
+from fedtune.runs.directory import RunDirectory
+from fedtune.runs.loop import Observer
+from fedtune.scenario import Scenario, dump_scenario
+from fedtune.tasks.library import Library
+
+FOLDER, NAME_LENGTH, DIGEST_LENGTH = "cells", 60, 12
+Status = Literal["done", "started", "waiting"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a comparison.
+
+    Attributes:
+        name: of its family and seed, for people.
+        scenario: settled; what it is found by.
+    """
+
+    name: str
+    scenario: Scenario
+
+    @property
+    def digest(self) -> str:
+        """Of the scenario; equal cells of different comparisons are one."""
+        text = dump_scenario(self.scenario)
+        return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_LENGTH]
+
+
+class CellStore:
+    """The run directories of a comparison's cells.
+
+    Args:
+        path: of the comparison.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.folder = path / FOLDER
+
+    def directory(self, cell: Cell) -> RunDirectory:
+        """Its run directory, there or not."""
+        for found in sorted(self.folder.glob(f"*-{cell.digest}")):
+            return RunDirectory(found)
+        name = re.sub(r"[^A-Za-z0-9.]+", "-", cell.name).strip("-")[:NAME_LENGTH]
+        return RunDirectory(self.folder / f"{name}-{cell.digest}")
+
+    def status(self, cell: Cell) -> Status:
+        """How far it has come."""
+        directory = self.directory(cell)
+        if directory.summary:
+            return "done"
+        return "started" if (directory.path / "scenario.toml").is_file() else "waiting"
+
+    def train(self, cell: Cell, library: Library, observer: Observer) -> RunDirectory:
+        """Run it, or go on with it.
+
+        Raises:
+            ScenarioError, RunError: as a run of its own would.
+        """
+        directory = self.directory(cell)
+        if self.status(cell) == "waiting":
+            return run(cell.scenario, out=directory.path, observer=observer, library=library)
+        if dump_scenario(directory.scenario) != dump_scenario(cell.scenario):
+            raise ScenarioError(f"{str(directory.path)!r}: holds a run of another scenario")
+        return resume(directory.path, observer=observer, library=library)

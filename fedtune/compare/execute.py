@@ -1,0 +1,280 @@
+"""Training what a comparison lacks: its searches first, then every family under every seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from fedtune.cohort.sizing import forget_peak_memory
+from fedtune.compare.budget import spent, within
+from fedtune.compare.cells import Cell, CellStore
+from fedtune.compare.directory import ComparisonDirectory
+from fedtune.compare.grid import Family, Over, expand, families, settled
+from fedtune.compare.measure import default_metric
+from fedtune.compare.tuning import Trial, candidates, choose, score, trial_cells
+from fedtune.errors import FedtuneError, Incompatible, ScenarioError
+from fedtune.runs.build import Federation, build, pick_device
+from fedtune.runs.loop import Line, Started, start_state
+from fedtune.runs.summary import versions
+from fedtune.scenario import Scenario
+from fedtune.scenario.compare import CompareSection
+from fedtune.tasks.library import Library
+
+
+class GridObserver(Protocol):
+    """Shows a comparison; a run's observer for each of its cells."""
+
+    def planned(self, cells: int, done: int, rounds: int) -> None:
+        """How many cells there are, how many are done, and how many rounds are left."""
+
+    def notice(self, text: str) -> None:
+        """A line that the user should see."""
+
+    def began(self, cell: Cell) -> None:
+        """Before a cell is trained."""
+
+    def ended(self, cell: Cell, problem: str | None) -> None:
+        """After it, with what went wrong, if anything did."""
+
+    def started(self, run: Started) -> None:
+        """Before the first round of a cell."""
+
+    def finished_round(self, line: Line) -> None:
+        """After each round of a cell."""
+
+
+@dataclass
+class Row:
+    """A family and its work.
+
+    Attributes:
+        family: the combination.
+        trials: its search; none without `tune`.
+        scores: of the trials on validation data.
+        chosen: what the search settled.
+        cells: one a seed, known once the search is done.
+    """
+
+    family: Family
+    trials: list[Trial] = field(default_factory=list)
+    scores: list[float | None] = field(default_factory=list)
+    chosen: Over = field(default_factory=dict)
+    cells: list[Cell] = field(default_factory=list)
+    problem: str | None = None
+
+
+class Execution:
+    """One pass over the grid of a comparison; what is done already is not trained again.
+
+    Args:
+        base: the scenario, with what is compared under `compare`.
+        directory: of the comparison.
+        observer: shows it.
+        name: what it is called in the report.
+        command: that a reader can repeat it with.
+    """
+
+    def __init__(
+        self,
+        base: Scenario,
+        directory: ComparisonDirectory,
+        observer: GridObserver,
+        name: str,
+        command: str,
+    ) -> None:
+        self.base, self.directory, self.observer = base, directory, observer
+        self.name, self.command = name, command
+        self.section = base.compare or CompareSection()
+        self.store, self.library = CellStore(directory.path), Library()
+        self.axes = expand(self.section.over)
+        self.rows = [Row(family) for family in families(base, self.axes)]
+        self.problems: dict[str, str] = {}
+        self.metric = self.section.metric
+        self.amount = self.section.budget.amount
+
+    @property
+    def possible(self) -> list[Row]:
+        """The rows that can be trained."""
+        return [row for row in self.rows if row.family.scenario is not None and not row.problem]
+
+    def check(self) -> None:
+        """Build one run of each kind, so that what cannot be had is known before any is trained.
+
+        Raises:
+            ScenarioError: for whatever would stop a run before it trains.
+        """
+        seen: set[str] = set()
+        for row in self.possible:
+            scenario = row.family.scenario
+            assert scenario is not None
+            key = scenario.model_dump_json(include={"task", "clients", "adapter", "engine"})
+            if key in seen:
+                continue
+            seen.add(key)
+            try:
+                federation = build(scenario, library=self.library)
+            except Incompatible as error:
+                row.problem = str(error)
+                continue
+            self._check_metric(evaluated(federation))
+        if self.section.budget.kind != "rounds" and self.amount is None:
+            self.amount = spent(self._reference(), self.section.budget.kind, self.library)
+
+    def train(self) -> None:
+        """Train what is missing."""
+        for row in self.possible:
+            if self.section.tune:
+                row.trials = self._trials(row.family)
+            else:
+                self._settle(row)
+        self._plan()
+        self._train([cell for row in self.possible for t in row.trials for cell in t.cells])
+        for row in self.possible:
+            if not row.cells:
+                self._settle(row)
+        self.save()
+        self._train(_seed_by_seed(self.possible))
+        self.save()
+
+    def save(self) -> None:
+        """Write the grid as it stands."""
+        self.directory.write_grid(
+            {
+                "name": self.name,
+                "command": self.command,
+                "axes": self.axes,
+                "metric": self.metric,
+                "amount": self.amount,
+                "versions": versions(),
+                "device": pick_device(self.base.engine.device),
+                "threads": torch.get_num_threads(),
+                "families": [self._row(row) for row in self.rows],
+            }
+        )
+
+    def _reference(self) -> Scenario:
+        wanted = self.section.reference
+        for row in self.possible:
+            scenario, over = row.family.scenario, row.family.over
+            if scenario is not None and all(over[key] == value for key, value in wanted.items()):
+                return scenario
+        raise ScenarioError(f"--reference {wanted}: is a combination that cannot be")
+
+    def _afford(self, scenario: Scenario) -> Scenario:
+        budget = self.section.budget
+        if budget.kind == "rounds" or self.amount is None:
+            return scenario
+        return within(scenario, budget, self.amount, self.library)
+
+    def _check_metric(self, names: list[str]) -> None:
+        if self.metric is None:
+            self.metric = default_metric(names)
+        if self.metric not in names:
+            raise ScenarioError(f"--metric {self.metric!r}: allowed: {', '.join(names)}")
+
+    def _trials(self, family: Family) -> list[Trial]:
+        seeds = self.section.tune_seeds
+        return [
+            Trial(values, trial_cells(family, values, self._afford(scenario), seeds))
+            for values, scenario in candidates(self.base, family, self.section)
+        ]
+
+    def _settle(self, row: Row) -> None:
+        """Choose the row's values, and make its cells."""
+        assert self.metric is not None
+        if self.section.tune:
+            row.scores = [score(trial, self.store, self.metric) for trial in row.trials]
+            best = choose(row.scores, self.metric)
+            if best is None:
+                row.problem = "no candidate of its search could be trained"
+                return
+            row.chosen = row.trials[best].values
+        base = settled(self.base, {**row.family.over, **row.chosen})
+        for seed in range(base.run.seed, base.run.seed + self.section.seeds):
+            run = base.run.model_copy(update={"seed": seed})
+            scenario = self._afford(base.model_copy(update={"run": run}))
+            row.cells.append(Cell(f"{row.family.label} seed {seed}", scenario))
+
+    def _plan(self) -> None:
+        """Tell the observer how much there is; runs that a search must settle first are missing."""
+        known = [cell for row in self.possible for t in row.trials for cell in t.cells]
+        known += [cell for row in self.possible for cell in row.cells]
+        waiting = [cell for cell in known if self.store.status(cell) != "done"]
+        later = [row.family.scenario for row in self.possible if not row.cells]
+        cells = len(known) + self.section.seeds * len(later)
+        rounds = sum(cell.scenario.run.rounds for cell in waiting)
+        rounds += self.section.seeds * sum(s.run.rounds for s in later if s is not None)
+        self.observer.planned(cells, len(known) - len(waiting), rounds)
+
+    def _train(self, cells: Iterable[Cell]) -> None:
+        for cell in cells:
+            done = self.store.status(cell) == "done"
+            self.observer.began(cell)
+            problem = None if done else self._train_one(cell)
+            self.observer.ended(cell, problem)
+            if not done:
+                self.save()
+
+    def _train_one(self, cell: Cell) -> str | None:
+        forget_peak_memory(torch.device(pick_device(cell.scenario.engine.device)))
+        try:
+            self.store.train(cell, self.library, self.observer)
+        except (FedtuneError, RuntimeError, OSError) as error:
+            text = (
+                str(error)
+                if isinstance(error, FedtuneError)
+                else f"{type(error).__name__}: {error}"
+            )
+            self.problems[cell.digest] = " ".join(text.split())
+            return self.problems[cell.digest]
+        return None
+
+    def _row(self, row: Row) -> dict[str, Any]:
+        scenario = row.family.scenario
+        scores = row.scores or [None] * len(row.trials)
+        return {
+            "label": row.family.label,
+            "over": row.family.over,
+            "strategy": scenario.strategy.name if scenario else None,
+            "reason": row.family.reason or row.problem,
+            "chosen": row.chosen,
+            "trials": [
+                {"values": trial.values, "score": found, "cells": [*map(self._cell, trial.cells)]}
+                for trial, found in zip(row.trials, scores, strict=True)
+            ],
+            "cells": [*map(self._cell, row.cells)],
+        }
+
+    def _cell(self, cell: Cell) -> dict[str, Any]:
+        path = self.store.directory(cell).path.relative_to(self.directory.path)
+        return {
+            "seed": cell.scenario.run.seed,
+            "rounds": cell.scenario.run.rounds,
+            "directory": str(path),
+            "problem": self.problems.get(cell.digest),
+        }
+
+
+def evaluated(federation: Federation) -> list[str]:
+    """Names of the metrics that a run's evaluations give."""
+    task, arrays = federation.task, start_state(federation, None).arrays
+    initial = federation.adapted.initial
+    kept = {spec.name: initial[spec.name] for spec in federation.adapted.layout.kept}
+    found = federation.engine.evaluate({**arrays, **kept}, task.test, task.test_rows[:1])
+    return [*found, *(["exact_match"] if task.exact_match is not None else [])]
+
+
+def _seed_by_seed(rows: list[Row]) -> list[Cell]:
+    """The first seed of every family, then the second: stopped early, all have as many.
+
+    Cells of one base model and data set come together, so each is loaded once.
+    """
+    most = max((len(row.cells) for row in rows), default=0)
+    cells = [row.cells[i] for i in range(most) for row in rows if i < len(row.cells)]
+    loads = [cell.scenario.task.model_dump_json() for cell in cells]
+    first = {text: index for index, text in reversed(list(enumerate(loads)))}
+    order = sorted(range(len(cells)), key=lambda index: first[loads[index]])
+    return [cells[index] for index in order]

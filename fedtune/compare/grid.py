@@ -1,0 +1,155 @@
+"""The grid of a comparison: every combination of the axes, and which of them cannot be."""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+
+from fedtune.errors import Incompatible, ScenarioError
+from fedtune.runs.build import settle_paths
+from fedtune.runs.strategies import make_strategy, strategy_names
+from fedtune.scenario import Scenario, load_scenario
+
+ALL, STRATEGY = "all", "strategy.name"
+Over = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One combination; its cells differ in their seeds only.
+
+    Attributes:
+        over: the axes' keys to its values.
+        scenario: settled, under the base's seed; None if the combination cannot be.
+        reason: why it cannot be.
+    """
+
+    over: Over
+    scenario: Scenario | None
+    reason: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What it is called in tables and pictures."""
+        return label_of(self.over) or (self.scenario.strategy.name if self.scenario else "")
+
+
+def parse_axes(option: str, given: Iterable[str]) -> dict[str, list[Any]]:
+    """`key=v1,v2` strings as keys and values; a value is TOML, else plain text.
+
+    Args:
+        option: its name, for messages.
+        given: the strings.
+
+    Raises:
+        ScenarioError: for one that is not of that form, or a key that comes twice.
+    """
+    axes: dict[str, list[Any]] = {}
+    for text in given:
+        key, equals, values = text.partition("=")
+        key = key.strip()
+        if not equals or not key or not values.strip():
+            raise ScenarioError(
+                f"{option} {text!r}: must be key=value,value,..., e.g. adapter.rank=4,8"
+            )
+        if key in axes:
+            raise ScenarioError(f"{option} {key}: is given twice; name all its values in one")
+        axes[key] = [_value(part) for part in _split(values)]
+    return axes
+
+
+def families(base: Scenario, axes: Mapping[str, list[Any]]) -> list[Family]:
+    """All combinations of the axes' values, in order, each settled or with the reason why not.
+
+    Args:
+        base: the scenario that they vary.
+        axes: dotted keys to values.
+
+    Raises:
+        ScenarioError: for a value that is wrong by itself, or if no combination is left.
+    """
+    keys = list(axes)
+    found = []
+    for values in itertools.product(*(axes[key] for key in keys)):
+        over = dict(zip(keys, values, strict=True))
+        try:
+            found.append(Family(over, settled(base, over)))
+        except Incompatible as error:
+            found.append(Family(over, None, str(error)))
+    if all(family.scenario is None for family in found):
+        raise ScenarioError(f"--over: no combination is possible: {found[0].reason}")
+    return found
+
+
+def settled(base: Scenario, over: Mapping[str, Any]) -> Scenario:
+    """A scenario with values laid over it, its strategy checked, its adapter and paths settled."""
+    scenario = settle_paths(load_scenario(base, over))
+    make_strategy(scenario)
+    scenario.compare = None
+    return scenario
+
+
+def expand(axes: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """The axes with `all` spelled out.
+
+    Raises:
+        ScenarioError: where there is no list of all values.
+    """
+    return {key: _all(key) if values == [ALL] else list(values) for key, values in axes.items()}
+
+
+def label_of(over: Mapping[str, Any]) -> str:
+    """A combination in words: strategies by name, other keys by their last part and value."""
+    return ", ".join(
+        str(value) if key == STRATEGY else f"{key.rpartition('.')[2]} {_shown(value)}"
+        for key, value in over.items()
+    )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(_shown(member) for member in value.values())
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _all(key: str) -> list[Any]:
+    if key == STRATEGY:
+        return list(strategy_names())
+    section, _, name = key.partition(".")
+    owner = Scenario.model_fields.get(section)
+    model = owner.annotation if owner else None
+    if isinstance(model, type) and issubclass(model, BaseModel) and name in model.model_fields:
+        kind = model.model_fields[name].annotation
+        if get_origin(kind) is Literal:
+            return [value for value in get_args(kind) if value != "auto"]
+    raise ScenarioError(f"--over {key}={ALL}: {key} has no list of all its values; name them")
+
+
+def _split(text: str) -> list[str]:
+    """At commas outside brackets and quotes."""
+    parts, depth, quote, start = [], 0, "", 0
+    for index, letter in enumerate(text):
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "\"'":
+            quote = letter
+        elif letter in "[{":
+            depth += 1
+        elif letter in "]}":
+            depth -= 1
+        elif letter == "," and depth == 0:
+            parts.append(text[start:index])
+            start = index + 1
+    return [part.strip() for part in [*parts, text[start:]]]
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,244 @@
+"""comparison.json: all that tables, pictures and page show, computed from the cells' directories.
+
+A single run makes the same record, with one family and one cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedtune.compare.directory import ComparisonDirectory
+from fedtune.compare.grid import label_of
+from fedtune.compare.measure import (
+    better_is_lower,
+    client_values,
+    default_metric,
+    looks_of,
+    measure,
+)
+from fedtune.compare.statistics import (
+    LEVEL,
+    POWER,
+    RANK_SEEDS,
+    detectable,
+    holm,
+    paired_difference,
+    spread,
+)
+from fedtune.compare.tuning import at_edge
+from fedtune.report.measures import MEASURES
+from fedtune.runs.directory import RunDirectory
+from fedtune.runs.summary import versions
+from fedtune.scenario import Scenario, dump_scenario
+from fedtune.scenario.compare import CompareSection
+
+FORMAT, WAY_TO_TARGET = 1, 0.95
+ATTACK = "attack.kind"
+Record = dict[str, Any]
+
+
+def comparison_record(directory: ComparisonDirectory) -> Record:
+    """The record of a comparison as it stands, finished or not."""
+    grid, scenario = directory.grid, directory.scenario
+    section = scenario.compare or CompareSection()
+    metric = grid["metric"]
+    rows = [row for row in grid["families"] if row["reason"] is None]
+    reference = _reference(rows, section)
+    target = _target(directory.path, rows[reference], metric, section) if rows else None
+    families = [_family(directory.path, row, metric, target, section) for row in rows]
+    _add_lost_under_attack(families, metric)
+    for family in families:
+        family["measures"] = _spreads(family["cells"])
+    return {
+        **_head("comparison", grid["name"], scenario, metric, target),
+        **{key: grid[key] for key in ("command", "versions", "device", "axes")},
+        **{key: getattr(section, key) for key in ("seeds", "tune", "tune_seeds", "validation")},
+        "budget": {"kind": section.budget.kind, "amount": grid["amount"]},
+        "reference": families[reference]["label"] if families else None,
+        "families": families,
+        "skipped": [_only(r, "label", "over", "reason") for r in grid["families"] if r["reason"]],
+        "differences": _differences(families, reference, metric),
+    }
+
+
+def run_record(directory: RunDirectory) -> Record:
+    """The record of one run as it stands, finished or not."""
+    scenario, looks = directory.scenario, looks_of(directory)
+    metric = default_metric(looks[-1]["eval"]) if looks else "loss"
+    name = scenario.strategy.name
+    cell = {"seed": scenario.run.seed, "rounds": scenario.run.rounds, "directory": "."}
+    row: Record = {"label": name, "over": {}, "strategy": name, "chosen": {}, "trials": []}
+    row["cells"] = [{**cell, "problem": None}]
+    family = _family(directory.path, row, metric, None, CompareSection())
+    family["measures"] = _spreads(family["cells"])
+    return {
+        **_head("run", directory.path.name, scenario, metric, None),
+        "command": f"fedtune run {directory.path.name}/scenario.toml",
+        "versions": directory.summary.get("versions") or versions(),
+        "device": directory.summary.get("device", scenario.engine.device),
+        **{"axes": {}, "seeds": 1, "tune": {}, "tune_seeds": 0, "validation": None},
+        **{"budget": {"kind": "rounds", "amount": None}, "reference": None},
+        **{"families": [family], "skipped": [], "differences": []},
+    }
+
+
+def _head(kind: str, name: str, scenario: Scenario, metric: str, target: float | None) -> Record:
+    return {
+        "format": FORMAT,
+        "kind": kind,
+        "name": name,
+        "task": {
+            "kind": scenario.task.kind,
+            "base": scenario.task.base,
+            "data": scenario.task.data,
+        },
+        "clients": scenario.clients.count,
+        "metric": metric,
+        "lower_is_better": better_is_lower(metric),
+        "target": target,
+        "level": LEVEL,
+        "power": POWER,
+        "rank_seeds": RANK_SEEDS,
+        "scenario": dump_scenario(scenario),
+    }
+
+
+def _reference(rows: Sequence[Mapping[str, Any]], section: CompareSection) -> int:
+    for index, row in enumerate(rows):
+        if all(row["over"][key] == value for key, value in section.reference.items()):
+            return index
+    return 0
+
+
+def _target(
+    path: Path, row: Mapping[str, Any], metric: str, section: CompareSection
+) -> float | None:
+    """The scenario's, or 95 % of the way of the reference's mean, from first to last."""
+    if section.target is not None:
+        return section.target
+    ways = []
+    for cell in row["cells"]:
+        looks = looks_of(RunDirectory(path / cell["directory"]))
+        if len(looks) > 1 and looks[0]["round"] == 0:
+            ends = [look["eval"].get(metric) for look in (looks[0], looks[-1])]
+            if None not in ends:
+                ways.append(ends)
+    if not ways:
+        return None
+    first, last = np.asarray(ways, dtype=np.float64).mean(0)
+    return float(first + WAY_TO_TARGET * (last - first))
+
+
+def _family(
+    path: Path, row: Mapping[str, Any], metric: str, target: float | None, section: CompareSection
+) -> Record:
+    return {
+        **_only(row, "label", "over", "strategy", "chosen"),
+        "trials": [
+            {"values": t["values"], "score": t["score"], "label": label_of(t["values"])}
+            for t in row["trials"]
+        ],
+        "at_edge": at_edge(row["chosen"], section.tune) if row["chosen"] else [],
+        "cells": [_cell(path, cell, metric, target) for cell in row["cells"]],
+    }
+
+
+def _cell(path: Path, cell: Mapping[str, Any], metric: str, target: float | None) -> Record:
+    directory = RunDirectory(path / cell["directory"])
+    lines = directory.metrics
+    status = "done" if directory.summary else "running" if lines else "waiting"
+    if cell["problem"] and status != "done":
+        status = "failed"
+    return {
+        **_only(cell, "seed", "rounds", "directory", "problem"),
+        "status": status,
+        "rounds_done": len(lines),
+        "measures": measure(directory, metric, target),
+        "looks": looks_of(directory),
+        "clients": client_values(directory, metric),
+        "clients_measured_on": directory.clients.get("measured_on"),
+    }
+
+
+def _spreads(cells: Sequence[Mapping[str, Any]]) -> Record:
+    """Each measure over the seeds that are done; None where no seed has it."""
+    done = [cell["measures"] for cell in cells if cell["status"] == "done"]
+    if not done:
+        done = [cell["measures"] for cell in cells if cell["status"] == "running"]
+    found: Record = {}
+    for column in MEASURES:
+        values = [one[column.key] for one in done if one.get(column.key) is not None]
+        found[column.key] = asdict(spread(values)) if values else None
+    return found
+
+
+def _differences(families: Sequence[Record], reference: int, metric: str) -> list[Record]:
+    """Every family's final metric against the reference's, paired by seed, Holm-corrected."""
+    others = [family for index, family in enumerate(families) if index != reference]
+    pairs = [(other, _paired(other, families[reference])) for other in others]
+    compared = [(other, *values) for other, values in pairs if values[0]]
+    found = [(other, paired_difference(mine, theirs)) for other, mine, theirs in compared]
+    corrected = holm([difference.p for _, difference in found])
+    tests = sum(difference.p is not None for _, difference in found)
+    return [
+        {
+            "label": other["label"],
+            "reference": families[reference]["label"],
+            "difference": asdict(difference.spread),
+            "p": difference.p,
+            "p_holm": p,
+            "rank_p": difference.rank_p,
+            "detectable": detectable(difference.spread.sd, difference.spread.n, tests)
+            if difference.p is not None and difference.spread.sd
+            else None,
+            "verdict": _verdict(difference.spread.mean, p, metric),
+        }
+        for (other, difference), p in zip(found, corrected, strict=True)
+    ]
+
+
+def _verdict(mean: float, p: float | None, metric: str) -> str:
+    if p is None:
+        return "cannot be tested"
+    if p >= LEVEL:
+        return "no difference shown"
+    return "better" if (mean < 0) == better_is_lower(metric) else "worse"
+
+
+def _paired(one: Record, other: Record) -> tuple[list[float], list[float]]:
+    """Final metrics of the seeds that both families have."""
+    mine, theirs = ({c["seed"]: _final(c) for c in family["cells"]} for family in (one, other))
+    seeds = [s for s in mine if mine[s] is not None and theirs.get(s) is not None]
+    return [mine[s] for s in seeds], [theirs[s] for s in seeds]
+
+
+def _final(cell: Record) -> Any:
+    return cell["measures"]["final"] if cell["status"] == "done" else None
+
+
+def _add_lost_under_attack(families: Sequence[Record], metric: str) -> None:
+    """Where the attack is an axis: what each cell lost against its twin without one."""
+    sign = -1.0 if better_is_lower(metric) else 1.0
+    for family in families:
+        calm = [f for f in families if _calm(f["over"], family["over"])]
+        before = {c["seed"]: _final(c) for f in calm for c in f["cells"]}
+        for cell in family["cells"]:
+            first, last = before.get(cell["seed"]), _final(cell)
+            lost = None if first is None or last is None else sign * (first - last)
+            cell["measures"]["lost_under_attack"] = lost
+
+
+def _calm(over: Mapping[str, Any], attacked: Mapping[str, Any]) -> bool:
+    """Whether a combination is the other one without its attack."""
+    if attacked.get(ATTACK, "none") == "none" or over.get(ATTACK) != "none":
+        return False
+    return all(over[key] == value for key, value in attacked.items() if key != ATTACK)
+
+
+def _only(row: Mapping[str, Any], *keys: str) -> Record:
+    return {key: row[key] for key in keys}

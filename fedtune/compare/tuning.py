@@ -1,0 +1,87 @@
+"""The same small search for every family, on validation data that is not the test data."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedtune.compare.cells import Cell, CellStore
+from fedtune.compare.grid import Family, Over, label_of, settled
+from fedtune.compare.measure import better_is_lower, looks_of
+from fedtune.errors import Incompatible
+from fedtune.scenario import Scenario
+from fedtune.scenario.compare import CompareSection
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate of a family's search.
+
+    Attributes:
+        values: of the keys that are searched.
+        cells: its runs, one a seed.
+    """
+
+    values: Over
+    cells: list[Cell]
+
+
+def candidates(
+    base: Scenario, family: Family, section: CompareSection
+) -> list[tuple[Over, Scenario]]:
+    """Every combination of the searched values that the family can have, on validation data."""
+    found = []
+    for values in itertools.product(*section.tune.values()):
+        over = dict(zip(section.tune, values, strict=True))
+        try:
+            scenario = settled(base, {**family.over, **over, "task.validation": section.validation})
+        except Incompatible:
+            continue
+        found.append((over, scenario))
+    return found
+
+
+def trial_cells(family: Family, values: Over, scenario: Scenario, seeds: int) -> list[Cell]:
+    """A candidate's runs. Only their last evaluation counts, so no other is made."""
+    section = scenario.run
+    changes: dict[str, Any] = {}
+    if section.early_stopping is None:
+        changes["eval_every"] = section.rounds
+    cells = []
+    for seed in range(section.seed, section.seed + seeds):
+        run = section.model_copy(update={**changes, "seed": seed})
+        name = f"tune {family.label} {label_of(values)} seed {seed}"
+        cells.append(Cell(name, scenario.model_copy(update={"run": run})))
+    return cells
+
+
+def score(trial: Trial, store: CellStore, metric: str) -> float | None:
+    """Mean final metric of a candidate on validation data; None until all its runs are done."""
+    finals = []
+    for cell in trial.cells:
+        directory = store.directory(cell)
+        if not directory.summary:
+            return None
+        value = looks_of(directory)[-1]["eval"].get(metric)
+        finals.append(math.nan if value is None else float(value))
+    return sum(finals) / len(finals)
+
+
+def choose(scores: Sequence[float | None], metric: str) -> int | None:
+    """The best candidate; of equals the first; None if none could be trained."""
+    sign = 1.0 if better_is_lower(metric) else -1.0
+    usable = [(sign * s, i) for i, s in enumerate(scores) if s is not None and math.isfinite(s)]
+    return min(usable)[1] if usable else None
+
+
+def at_edge(chosen: Mapping[str, Any], tune: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Keys whose chosen number is the least or greatest of those tried: the best may lie beyond."""
+    found = []
+    for key, values in tune.items():
+        numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+        if len(numbers) == len(values) > 1 and chosen[key] in (min(numbers), max(numbers)):
+            found.append(key)
+    return found

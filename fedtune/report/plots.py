@@ -1,0 +1,216 @@
+"""Pictures of a record: learning curves, the price of accuracy, a map of two axes, the clients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+from fedtune.report.figure import INK, MUTED, label_ends, new_figure, tidy
+from fedtune.report.measures import MIB, SHARES, written
+from fedtune.report.style import Style, styles
+
+Record = Mapping[str, Any]
+STRATEGY = "strategy.name"
+WIDTH, HEIGHT = 4.8, 3.4
+
+
+def pictures(record: Record) -> dict[str, tuple[Figure, str]]:
+    """Every picture that the record has data for, by file name, with its caption."""
+    makers: dict[str, Callable[[Record], Figure | None]] = {
+        "curves": draw_curves,
+        "upload": draw_upload,
+        "heatmap": draw_heatmap,
+        "clients": draw_clients,
+    }
+    made = {name: maker(record) for name, maker in makers.items()}
+    return {n: (figure, caption(n, record)) for n, figure in made.items() if figure is not None}
+
+
+def caption(name: str, record: Record) -> str:
+    """What a picture shows, in a sentence."""
+    metric, several = record["metric"], record["seeds"] > 1
+    measured = next(
+        (c["clients_measured_on"] for f in record["families"] for c in f["cells"] if c["clients"]),
+        "",
+    )
+    return {
+        "curves": f"{metric.capitalize()} on the test data over the rounds"
+        + (": mean over seeds, band of one standard deviation." if several else "."),
+        "upload": f"{metric.capitalize()} against what all clients have sent; the grey line joins "
+        "those that no other beats in both.",
+        "heatmap": f"Final {metric}, mean over seeds and over the other axes.",
+        "clients": f"Final {metric} of each client, on {measured}: box from the 25th to the 75th "
+        "percentile, line from the 10th to the 90th, dot at the worst.",
+    }[name]
+
+
+def draw_curves(record: Record) -> Figure | None:
+    """Metric over rounds, a line a family with its band."""
+    drawn = [(f, s, curve) for f, s in styled(record) if len(curve := curves_of(f, record)) > 0]
+    if not drawn:
+        return None
+    figure, axes = _panel()
+    ends = []
+    for family, style, curve in drawn:
+        rounds, mean, sd = curve[:, 0], curve[:, 1], curve[:, 2]
+        _line(axes, rounds, mean, style, bool(len(rounds) < 25))
+        axes.fill_between(rounds, mean - sd, mean + sd, color=style.colour, alpha=0.15, linewidth=0)
+        ends.append((rounds[-1], mean[-1], family["label"], style.colour))
+    axes.set_xlabel("round")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _metric_axis(axes, record)
+    label_ends(axes, ends)
+    return figure
+
+
+def draw_upload(record: Record) -> Figure | None:
+    """Metric over uploaded bytes, with the Pareto front of the finals."""
+    drawn = [(f, s, c) for f, s in styled(record) if len(c := curves_of(f, record)) > 1]
+    if not drawn:
+        return None
+    figure, axes = _panel()
+    ends = []
+    for family, style, curve in drawn:
+        spent = curve[curve[:, 3] > 0]
+        sent, mean = spent[:, 3] / MIB, spent[:, 1]
+        axes.plot(sent, mean, color=style.colour, alpha=0.35, linewidth=1.2, linestyle=style.dash)
+        axes.plot(sent[-1:], mean[-1:], style.marker, color=style.colour, markersize=7)
+        ends.append((sent[-1], mean[-1], family["label"], style.colour))
+    front = pareto_front([(x, y) for x, y, *_ in ends], record["lower_is_better"])
+    if len(front) > 1:
+        axes.plot(*zip(*front, strict=True), color=MUTED, linewidth=1.4, zorder=0)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=7))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("sent by all clients, MiB")
+    _metric_axis(axes, record)
+    label_ends(axes, ends)
+    return figure
+
+
+def draw_heatmap(record: Record) -> Figure | None:
+    """Final metric over the first two axes with several values."""
+    axes_of = [(key, values) for key, values in record["axes"].items() if len(values) > 1]
+    if len(axes_of) < 2:
+        return None
+    (down, rows), (across, columns) = axes_of[:2]
+    table = np.full((len(rows), len(columns)), np.nan)
+    for i, row in enumerate(rows):
+        for j, column in enumerate(columns):
+            found = [
+                family["measures"]["final"]["mean"]
+                for family in record["families"]
+                if family["over"][down] == row
+                and family["over"][across] == column
+                and family["measures"]["final"]
+            ]
+            table[i, j] = np.mean(found) if found else np.nan
+    figure = new_figure(max(WIDTH, 2.2 + 0.9 * len(columns)), max(2.4, 1.2 + 0.45 * len(rows)))
+    axes = figure.add_subplot()
+    colours = "viridis_r" if record["lower_is_better"] else "viridis"
+    axes.imshow(np.ma.masked_invalid(table), cmap=colours, aspect="auto")
+    middle = (np.nanmin(table) + np.nanmax(table)) / 2 if np.isfinite(table).any() else 0.0
+    for (i, j), value in np.ndenumerate(table):
+        dark = (value < middle) != bool(record["lower_is_better"])
+        text = written(float(value), "metric", record["metric"])
+        axes.text(j, i, text, ha="center", va="center", color="white" if dark else INK, fontsize=9)
+    axes.set_xticks(range(len(columns)), [str(value) for value in columns])
+    axes.set_yticks(range(len(rows)), [str(value) for value in rows])
+    axes.set_xlabel(across)
+    axes.set_ylabel(down)
+    return figure
+
+
+def draw_clients(record: Record) -> Figure | None:
+    """The spread of the final metric over clients, all seeds together."""
+    drawn = []
+    for family, style in styled(record):
+        found = [value for cell in family["cells"] for value in cell["clients"]]
+        if found:
+            drawn.append((family["label"], style, np.asarray(found, dtype=np.float64)))
+    if not drawn:
+        return None
+    figure = new_figure(WIDTH, 1.0 + 0.42 * len(drawn))
+    axes = figure.add_subplot()
+    lower = record["lower_is_better"]
+    for place, (_, style, values) in enumerate(reversed(drawn)):
+        low, first, middle, third, high = np.percentile(values, (10, 25, 50, 75, 90))
+        axes.plot((low, high), (place, place), color=style.colour, linewidth=1.5)
+        axes.plot((first, third), (place, place), color=style.colour, linewidth=9, alpha=0.45,
+                  solid_capstyle="butt")  # fmt: skip
+        axes.plot([middle], [place], "|", color=style.colour, markersize=13, markeredgewidth=2)
+        worst = values.max() if lower else values.min()
+        axes.plot([worst], [place], style.marker, color=style.colour, markersize=5)
+    axes.set_yticks(range(len(drawn)), [label for label, _, _ in reversed(drawn)])
+    axes.set_ylim(-0.6, len(drawn) - 0.4)
+    axes.set_xlabel(f"final {record['metric']} of a client")
+    tidy(axes, record["metric"], vertical=False)
+    return figure
+
+
+def pareto_front(
+    points: Sequence[tuple[float, float]], lower_is_better: bool
+) -> list[tuple[float, float]]:
+    """Points (cost, value) that no other beats in both, by rising cost."""
+    sign = 1.0 if lower_is_better else -1.0
+    front: list[tuple[float, float]] = []
+    for cost, value in sorted(points, key=lambda point: (point[0], sign * point[1])):
+        if not front or sign * value < sign * front[-1][1]:
+            front.append((cost, value))
+    return front
+
+
+def curves_of(family: Record, record: Record) -> np.ndarray[Any, Any]:
+    """Round, mean and standard deviation of the metric, mean bytes up: (looks, 4).
+
+    Rounds that every cell with a result has looked at.
+    """
+    cells = [cell["looks"] for cell in family["cells"] if cell["looks"]]
+    done = [cell["looks"] for cell in family["cells"] if cell["status"] == "done"] or cells[:1]
+    found = [
+        {look["round"]: (look["eval"].get(record["metric"]), look["bytes_up"]) for look in looks}
+        for looks in done
+    ]
+    rounds = sorted(set.intersection(*map(set, found))) if found else []
+    rows = []
+    for number in rounds:
+        values = [one[number][0] for one in found]
+        if None in values:
+            continue
+        sd = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        rows.append((number, np.mean(values), sd, np.mean([one[number][1] for one in found])))
+    return np.asarray(rows, dtype=np.float64).reshape(-1, 4)
+
+
+def styled(record: Record) -> list[tuple[Record, Style]]:
+    """Each family with its style: a colour a strategy where strategies are compared."""
+    families = record["families"]
+    by_strategy = STRATEGY in record["axes"] or len(families) == 1
+    names = [family["strategy"] if by_strategy else None for family in families]
+    return list(zip(families, styles(names), strict=True))
+
+
+def _panel() -> tuple[Figure, Axes]:
+    figure = new_figure(WIDTH, HEIGHT)
+    return figure, figure.add_subplot()
+
+
+def _line(axes: Axes, xs: Any, ys: Any, style: Style, marked: bool) -> None:
+    axes.plot(
+        xs, ys, color=style.colour, linestyle=style.dash, linewidth=2,
+        marker=style.marker if marked else None, markersize=3.5,
+    )  # fmt: skip
+
+
+def _metric_axis(axes: Axes, record: Record) -> None:
+    metric = record["metric"]
+    axes.set_ylabel(f"test {metric}")
+    if metric not in SHARES and metric == "perplexity":
+        axes.set_yscale("log")
+    tidy(axes, metric)

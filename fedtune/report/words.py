@@ -1,0 +1,158 @@
+"""A record in sentences: what was compared, what came out, how sure it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedtune.report.measures import MEASURES, difference_unit, p_written, written
+from fedtune.report.tables import Entry
+
+Record = Mapping[str, Any]
+Sentence = list[str | Entry]
+TASKS = {
+    "image-classification": "images are classified",
+    "text-classification": "texts are classified",
+    "causal-lm": "a language model is trained",
+}
+
+
+def progress(record: Record) -> str:
+    """How far it has come, while it is not finished; else empty."""
+    cells = [cell for family in record["families"] for cell in family["cells"]]
+    if record["kind"] == "run":
+        done, rounds = cells[0]["rounds_done"], cells[0]["rounds"]
+        return "" if cells[0]["status"] == "done" else f"not finished: {done} of {rounds} rounds"
+    done = sum(cell["status"] == "done" for cell in cells)
+    if not cells:
+        return "not finished: the search for settings goes on"
+    return "" if done == len(cells) else f"not finished: {done} of {len(cells)} runs"
+
+
+def setting(record: Record) -> Sentence:
+    """What was done, for somebody who was not there."""
+    task = record["task"]
+    what = f"{TASKS[task['kind']]} on {task['data']} with {task['base']}"
+    who = Entry(f"{record['clients']:,}", "clients")
+    if record["kind"] == "run":
+        return [f"One run: {what}, by a federation of ", who, " clients."]
+    count = len(record["families"])
+    variants = "one variant" if count == 1 else f"{count} variants"
+    over = ", ".join(record["axes"])
+    head = f"{variants[0].upper()}{variants[1:]}" + (f" ({over})" if over else "")
+    start: Sentence = [
+        f"{head}: {what}, by a federation of ",
+        who,
+        " clients. Each was trained under ",
+        Entry(str(record["seeds"]), "seeds"),
+        " seeds; within a seed all have the same partition, the same sampled clients and the same "
+        "batches.",
+    ]
+    return [*start, *_tuned(record), *_budget(record)]
+
+
+def in_short(record: Record) -> list[Sentence]:
+    """The result in a few sentences."""
+    known = [(i, f) for i, f in enumerate(record["families"]) if f["measures"]["final"]]
+    if not known:
+        return [["Nothing is finished yet."]]
+    if record["kind"] == "run" or len(known) == 1:
+        index, family = known[0]
+        return [[f"{family['label']} reaches ", _final(record, index), "."]]
+    pick = min if record["lower_is_better"] else max
+    means = {index: family["measures"]["final"]["mean"] for index, family in known}
+    best = [index for index, mean in means.items() if mean == pick(means.values())]
+    word = "Lowest" if record["lower_is_better"] else "Highest"
+    names = " and ".join(record["families"][index]["label"] for index in best)
+    sentences: list[Sentence] = [
+        [f"{word} on average: {names} with ", _final(record, best[0]), "."]
+    ]
+    groups: dict[str, list[str]] = {}
+    for found in record["differences"]:
+        groups.setdefault(found["verdict"], []).append(found["label"])
+    reference = record["reference"]
+    for verdict in ("better", "worse"):
+        if verdict in groups:
+            sentences.append(
+                [f"Shown to be {verdict} than {reference}: {', '.join(groups[verdict])}."]
+            )
+    if "no difference shown" in groups:
+        sentences.append(
+            [f"No difference to {reference} shown: {', '.join(groups['no difference shown'])}; "
+             "which is not to say that there is none: see the smallest difference that would have "
+             "been detected."]
+        )  # fmt: skip
+    if "cannot be tested" in groups:
+        sentences.append(
+            [f"Cannot be tested against {reference}: {', '.join(groups['cannot be tested'])} "
+             "(one seed only, or differences that do not vary)."]
+        )  # fmt: skip
+    return sentences
+
+
+def statistics_note(record: Record) -> Sentence:
+    """How the differences were tested."""
+    percent = f"{record['level']:.0%}"
+    return [
+        "Differences of the final metric are paired by seed. Interval and p: two-sided t test of "
+        "the differences, interval not corrected; p (Holm): corrected for the number of "
+        "comparisons in this table. A difference counts as shown where the corrected p is below "
+        f"{percent}. Detectable: the smallest true difference that so many seeds, with so much "
+        f"noise, find with a chance of {record['power']:.0%} after correction. Wilcoxon's rank "
+        f"test is made from {record['rank_seeds']} seeds on; with fewer it cannot reach {percent}."
+    ]
+
+
+def glossary(record: Record) -> list[tuple[str, str]]:
+    """Each measure that is shown, with its meaning."""
+    used = [c for c in MEASURES if any(family["measures"][c.key] for family in record["families"])]
+    found = [(c.title.format(metric=record["metric"]), c.meaning) for c in used]
+    if record["target"] is not None:
+        target = written(record["target"], "metric", record["metric"])
+        found.append(("target", f"{record['metric']} {target}"))
+    return found
+
+
+def difference_in_words(record: Record, found: Record) -> str:
+    """One comparison with the reference in a line, for a terminal."""
+    metric, by = record["metric"], found["difference"]
+    unit = difference_unit(metric)
+    mean = f"{written(by['mean'], 'metric', metric, True)} {unit}".strip()
+    if found["p_holm"] is None:
+        return f"{found['label']}: {mean} to {found['reference']}, {found['verdict']}"
+    low, high = (written(by[end], "metric", metric, True) for end in ("low", "high"))
+    smallest = written(found["detectable"], "metric", metric, True).lstrip("+")
+    return (
+        f"{found['label']}: {mean} to {found['reference']} (95 % interval {low} to {high}, "
+        f"p {p_written(found['p_holm'])} after Holm): {found['verdict']}; "
+        f"detectable {smallest} {unit}"
+    ).strip()
+
+
+def _final(record: Record, index: int) -> Entry:
+    found = record["families"][index]["measures"]["final"]
+    text = written(found["mean"], "metric", record["metric"])
+    if found["low"] is not None:
+        low, high = (written(found[end], "metric", record["metric"]) for end in ("low", "high"))
+        text += f" (95 % interval {low} to {high})"
+    return Entry(f"{record['metric']} {text}", f"families.{index}.measures.final")
+
+
+def _tuned(record: Record) -> Sentence:
+    if not record["tune"]:
+        return []
+    keys = ", ".join(record["tune"])
+    return [
+        f" {keys} was searched for each variant alike, over the same values, on examples held out "
+        "of the training data; the test data took no part."
+    ]
+
+
+def _budget(record: Record) -> Sentence:
+    budget = record["budget"]
+    if budget["kind"] == "rounds":
+        return [" All were trained for the rounds that their scenario says."]
+    unit = "bytes" if budget["kind"] == "bytes_up" else "count"
+    spent = {"bytes_up": "of upload", "client_steps": "optimiser steps of clients"}[budget["kind"]]
+    amount = Entry(written(budget["amount"], unit, ""), "budget.amount")  # type: ignore[arg-type]
+    return [" Each had a budget of ", amount, f" {spent}."]

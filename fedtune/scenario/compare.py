@@ -1,0 +1,73 @@
+"""`[compare]`: which variants of a scenario `fedtune compare` sets side by side."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from fedtune.scenario.section import Section
+
+Values = list[Any]
+RESERVED = ("run.seed", "task.validation")
+
+
+class BudgetSection(Section):
+    """What all cells may spend alike."""
+
+    kind: Literal["rounds", "bytes_up", "client_steps"] = Field(
+        "rounds",
+        description="rounds: run.rounds each; bytes_up: payload that clients send; client_steps: "
+        "optimiser steps of all clients",
+    )
+    amount: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="bytes or steps; by default what the reference spends in run.rounds"
+    )
+
+
+class CompareSection(Section):
+    """A comparison: the grid of all combinations of `over`, over seeds."""
+
+    over: dict[str, Values] = Field(
+        {}, description="dotted keys to values; 'all' stands for every strategy, rule, ..."
+    )
+    seeds: Annotated[int, Field(ge=1, le=1000)] = Field(
+        3, description="runs of each combination, under run.seed, run.seed + 1, ..."
+    )
+    tune: dict[str, Values] = Field(
+        {}, description="dotted keys to values searched for each combination on validation data"
+    )
+    tune_seeds: Annotated[int, Field(ge=1)] = Field(1, description="seeds of that search")
+    validation: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        0.2, description="share of each client's examples that the search holds out"
+    )
+    budget: BudgetSection = BudgetSection()
+    reference: dict[str, Any] = Field(
+        {}, description="the combination others are compared with; by default the first"
+    )
+    metric: str | None = Field(
+        None, description="what decides; by default accuracy or perplexity on the test data"
+    )
+    target: float | None = Field(
+        None, description="value of the metric whose cost is counted; by default 95 % of the way "
+        "from the reference's first to its final value",
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _check(self) -> CompareSection:
+        for name, axes in (("over", self.over), ("tune", self.tune)):
+            for key, values in axes.items():
+                if key in RESERVED or key.startswith("compare"):
+                    raise ValueError(f"{name}: {key} cannot be an axis")
+                if not values:
+                    raise ValueError(f"{name}: {key} has no values")
+                if len({repr(value) for value in values}) < len(values):
+                    raise ValueError(f"{name}: {key} names a value twice")
+        if both := sorted(self.over.keys() & self.tune.keys()):
+            raise ValueError(f"{both[0]} is in over and in tune")
+        if unknown := sorted(self.reference.keys() - self.over.keys()):
+            raise ValueError(f"reference: {unknown[0]} is not an axis of over")
+        for key, value in self.reference.items():
+            if self.over[key] != ["all"] and value not in self.over[key]:
+                raise ValueError(f"reference: {key} = {value!r} is not one of {self.over[key]}")
+        return self

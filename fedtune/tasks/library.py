@@ -1,0 +1,71 @@
+"""One base model and one data set in memory for all runs of a process that agree on them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from transformers import PreTrainedModel
+
+from fedtune.adapters.wrap import inside
+from fedtune.tasks.examples import Examples
+
+Key = tuple[str, str, str, tuple[str, ...]]
+
+
+class Library:
+    """Holds what was loaded last, and lends it out.
+
+    Each run gets modules of its own over shared parameters: PEFT puts adapters on its copy, and the
+    head, which is trained, is copied too.
+    """
+
+    def __init__(self) -> None:
+        self._key: Key | None = None
+        self._held: Examples | None = None
+
+    def borrow(
+        self,
+        what: str,
+        load: Callable[[], Examples],
+        device: torch.device,
+        dtype: torch.dtype,
+        whole: Sequence[str] = (),
+    ) -> Examples:
+        """Examples on their device, with a base that may be wrapped.
+
+        Args:
+            what: says all that `load` depends on.
+            load: reads examples and base.
+            device: of the base and the examples.
+            dtype: of the frozen base and of floating inputs.
+            whole: names of modules beside the head that are trained whole.
+        """
+        key = (what, str(device), str(dtype), tuple(whole))
+        if key != self._key or self._held is None:
+            self._key, self._held = None, None
+            self._held = _placed(load(), device, dtype, whole)
+            self._key = key
+        held = self._held
+        own = [*held.base.head, *whole]
+        return replace(held, base=replace(held.base, model=_copy(held.base.model, own)))
+
+
+def _placed(
+    examples: Examples, device: torch.device, dtype: torch.dtype, whole: Sequence[str]
+) -> Examples:
+    base = examples.base
+    for name, parameter in base.model.named_parameters():
+        if not inside(name, [*base.head, *whole]):
+            parameter.data = parameter.data.to(device, dtype)
+    return replace(
+        examples, train=examples.train.to(device, dtype), test=examples.test.to(device, dtype)
+    )
+
+
+def _copy(model: PreTrainedModel, own: Sequence[str]) -> PreTrainedModel:
+    """New modules; parameters outside `own` are the same tensors."""
+    shared = {id(p): p for name, p in model.named_parameters() if not inside(name, own)}
+    return copy.deepcopy(model, shared)
