@@ -11,10 +11,12 @@ __all__ = [
     "RunDirectory",
     "Scenario",
     "__version__",
+    "compare",
     "frame",
     "load_model",
     "load_scenario",
     "plan",
+    "report",
     "resume",
     "run",
 ]
@@ -24,7 +26,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
-    from fedtune.runs.api import frame, resume, run
+    from fedtune.comparison.api import compare, frame, report
+    from fedtune.runs.api import resume, run
     from fedtune.runs.directory import RunDirectory
     from fedtune.runs.export import load_model
     from fedtune.runs.plan import plan
@@ -33,10 +36,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "RunDirectory": "fedtune.runs.directory",
     "Scenario": "fedtune.scenario",
-    "frame": "fedtune.runs.api",
+    "compare": "fedtune.comparison.api",
+    "frame": "fedtune.comparison.api",
     "load_model": "fedtune.runs.export",
     "load_scenario": "fedtune.scenario",
     "plan": "fedtune.runs.plan",
+    "report": "fedtune.comparison.api",
     "resume": "fedtune.runs.api",
     "run": "fedtune.runs.api",
 }

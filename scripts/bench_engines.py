@@ -38,7 +38,7 @@ from fedtune.cohort.onebyone import SequentialBackend
 from fedtune.cohort.plan import ClientWork, plan_work
 from fedtune.cohort.sizing import client_bytes, fitting_size, peak_memory
 from fedtune.cohort.together import CohortBackend
-from fedtune.report.figure import INK, new_figure, save_figure
+from fedtune.reporting.figure import INK, new_figure, save_figure
 from fedtune.scenario.schema import AdapterSection, LocalSection
 from fedtune.tasks.base import Classification, Table
 

@@ -19,7 +19,7 @@ import numpy as np
 from scipy import stats
 
 import fedtune
-from fedtune.report.figure import ACCENT, INK, MUTED, new_figure, save_figure
+from fedtune.reporting.figure import ACCENT, INK, MUTED, new_figure, save_figure
 
 SEEDS = range(5)
 HEAD_RATES = (1e-3, 3e-3, 1e-2, 3e-2)

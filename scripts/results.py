@@ -23,7 +23,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 import fedtune
-from fedtune.report.figure import new_figure, save_figure
+from fedtune.reporting.figure import new_figure, save_figure
 from fedtune.runs.directory import RunDirectory
 from fedtune.scenario import load_scenario
 

@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ORDER = [
     "errors", "files", "randomness", "version", "scenario", "adapters", "tasks", "cohort",
-    "rules", "participation", "grids", "strategies", "apps", "report", "runs", "cli",
+    "rules", "participation", "grids", "strategies", "apps", "reporting",
+    "runs", "comparison", "cli",
 ]  # fmt: skip
 MATHEMATICS = {"adapters", "cohort", "rules", "randomness", "participation"}
 PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy"}

@@ -68,9 +68,9 @@ def compare(
     """Compare variants of a scenario over seeds, and report; done runs are not trained again."""
     if (scenario is None) == (resume is None):
         raise ScenarioError("give a SCENARIO or --resume DIR, one of the two")
-    from fedtune.compare import api
-    from fedtune.compare.grid import parse_axes
-    from fedtune.compare.progress import ConsoleGrid
+    from fedtune.comparison import api
+    from fedtune.comparison.grid import parse_axes
+    from fedtune.comparison.progress import ConsoleGrid
 
     chosen = {k: v[0] for k, v in parse_axes("--reference", reference or []).items()}
     settings: dict[str, Any] = {
@@ -120,7 +120,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write tables, pictures and one self-contained page of a run or a comparison."""
-    from fedtune.compare.api import report as write
+    from fedtune.comparison.api import report as write
 
     files = write(directory, with_latex=latex)
     if as_json:
@@ -142,9 +142,9 @@ def _budget(text: str | None) -> dict[str, Any] | None:
 
 
 def _closing(record: dict[str, Any], path: Path) -> str:
-    from fedtune.compare.api import PAGE
-    from fedtune.report.tables import plain_text, result_table
-    from fedtune.report.words import difference_in_words
+    from fedtune.comparison.api import PAGE
+    from fedtune.reporting.tables import plain_text, result_table
+    from fedtune.reporting.words import difference_in_words
 
     lines = [plain_text(result_table(record))]
     lines += [difference_in_words(record, found) for found in record["differences"]]

@@ -6,14 +6,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from flwr.serverapp import Grid
 
 from fedtune.apps.store import KEPT, FileStore
 from fedtune.cohort.engine import Resolved
 from fedtune.errors import ScenarioError
 from fedtune.grids.node_grid import NodeGrid
-from fedtune.report.partition import draw_partition
+from fedtune.reporting.partition import draw_partition
 from fedtune.runs.build import Federation, build, settle_paths
 from fedtune.runs.checkpoints import Checkpoint, load_checkpoint
 from fedtune.runs.clientwise import by_client
@@ -157,15 +156,6 @@ def _check_kept(directory: RunDirectory) -> None:
             f"{str(directory.path)!r}: holds no heads of clients to go on with; give 'out' from "
             "the start when a run with task.head = 'local' is to be resumed"
         )
-
-
-def frame(path: str | Path) -> pd.DataFrame:
-    """A run as a pandas DataFrame: `fedtune.frame("runs/first")["eval/accuracy"].plot()`.
-
-    Raises:
-        ScenarioError: if it is no run directory.
-    """
-    return RunDirectory.open(Path(path)).frame()
 
 
 def _write_partition(federation: Federation, directory: RunDirectory) -> None:

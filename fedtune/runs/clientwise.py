@@ -10,7 +10,7 @@ from flwr.app import MetricRecord
 
 from fedtune.grids.arrays import records
 from fedtune.grids.directory import directory_of
-from fedtune.report.partition import class_counts
+from fedtune.reporting.partition import class_counts
 from fedtune.runs.build import Federation
 from fedtune.runs.loop import ServerState, ask_clients
 from fedtune.tasks.clients import DealtRows

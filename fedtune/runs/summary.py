@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fedtune.cohort.sizing import peak_memory
-from fedtune.report.curve import draw_curve
+from fedtune.reporting.curve import draw_curve
 from fedtune.runs.build import Federation
 from fedtune.runs.clientwise import worst_clients
 from fedtune.runs.directory import RunDirectory

@@ -57,7 +57,7 @@ def reached(looks: Looks, metric: str, target: float) -> Mapping[str, Any] | Non
 
 
 def measure(directory: RunDirectory, metric: str, target: float | None) -> dict[str, Any]:
-    """The measures of a run, under the keys of `fedtune.report.measures`; None where unknown.
+    """The measures of a run, under the keys of `fedtune.reporting.measures`; None where unknown.
 
     Args:
         metric: what decides.

@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from fedtune.compare.directory import ComparisonDirectory
-from fedtune.compare.grid import label_of
-from fedtune.compare.measure import (
+from fedtune.comparison.directory import ComparisonDirectory
+from fedtune.comparison.grid import label_of
+from fedtune.comparison.measure import (
     better_is_lower,
     client_values,
     default_metric,
     looks_of,
     measure,
 )
-from fedtune.compare.statistics import (
+from fedtune.comparison.statistics import (
     LEVEL,
     POWER,
     RANK_SEEDS,
@@ -30,8 +30,8 @@ from fedtune.compare.statistics import (
     paired_difference,
     spread,
 )
-from fedtune.compare.tuning import at_edge
-from fedtune.report.measures import MEASURES
+from fedtune.comparison.tuning import at_edge
+from fedtune.reporting.measures import MEASURES
 from fedtune.runs.directory import RunDirectory
 from fedtune.runs.summary import versions
 from fedtune.scenario import Scenario, dump_scenario

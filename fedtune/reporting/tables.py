@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import Any
 
-from fedtune.report.measures import (
+from fedtune.reporting.measures import (
     COSTS,
     MEASURES,
     RESULTS,

@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import torch
 
 from fedtune.cohort.sizing import forget_peak_memory
-from fedtune.compare.budget import spent, within
-from fedtune.compare.cells import Cell, CellStore
-from fedtune.compare.directory import ComparisonDirectory
-from fedtune.compare.grid import Family, Over, expand, families, settled
-from fedtune.compare.measure import default_metric
-from fedtune.compare.tuning import Trial, candidates, choose, score, trial_cells
+from fedtune.comparison.budget import spent, within
+from fedtune.comparison.cells import Cell, CellStore
+from fedtune.comparison.directory import ComparisonDirectory
+from fedtune.comparison.grid import Family, Over, expand, families, settled
+from fedtune.comparison.measure import default_metric
+from fedtune.comparison.tuning import Trial, candidates, choose, score, trial_cells
 from fedtune.errors import FedtuneError, Incompatible, ScenarioError
 from fedtune.runs.build import Federation, build, pick_device
 from fedtune.runs.loop import Line, Started, start_state

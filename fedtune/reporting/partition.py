@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from fedtune.report.figure import new_figure, save_figure
+from fedtune.reporting.figure import new_figure, save_figure
 from fedtune.tasks.base import Rows
 
 MOST_BARS = 60

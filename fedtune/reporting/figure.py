@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fedtune.files import write_atomically
-from fedtune.report.measures import SHARES
+from fedtune.reporting.measures import SHARES
 
 INK, ACCENT, MUTED = "#1f2933", "#2563eb", "#94a3b8"
 NO_DATES: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None}}

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from fedtune.report.figure import ACCENT, MUTED, new_figure, save_figure
+from fedtune.reporting.figure import ACCENT, MUTED, new_figure, save_figure
 
 
 def draw_curve(

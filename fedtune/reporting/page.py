@@ -12,10 +12,10 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from fedtune.files import plain
-from fedtune.report import words
-from fedtune.report.figure import image_bytes
-from fedtune.report.plots import styled
-from fedtune.report.tables import (
+from fedtune.reporting import words
+from fedtune.reporting.figure import image_bytes
+from fedtune.reporting.plots import styled
+from fedtune.reporting.tables import (
     Entry,
     cost_table,
     difference_table,
@@ -34,9 +34,9 @@ def html(record: Record, pictures: Pictures) -> str:
 
     Args:
         record: of a comparison or a run.
-        pictures: what `fedtune.report.plots.pictures` gives.
+        pictures: what `fedtune.reporting.plots.pictures` gives.
     """
-    loader = jinja2.PackageLoader("fedtune", "report")
+    loader = jinja2.PackageLoader("fedtune", "reporting")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
     )

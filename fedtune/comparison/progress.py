@@ -7,8 +7,8 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedtune.compare.cells import Cell
-from fedtune.report.measures import written
+from fedtune.comparison.cells import Cell
+from fedtune.reporting.measures import written
 from fedtune.runs.loop import Line, Started
 
 ETA_WINDOW = 600.0

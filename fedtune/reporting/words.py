@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedtune.report.measures import MEASURES, difference_unit, p_written, written
-from fedtune.report.tables import Entry
+from fedtune.reporting.measures import MEASURES, difference_unit, p_written, written
+from fedtune.reporting.tables import Entry
 
 Record = Mapping[str, Any]
 Sentence = list[str | Entry]

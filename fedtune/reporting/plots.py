@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from fedtune.report.figure import INK, MUTED, label_ends, new_figure, tidy
-from fedtune.report.measures import MIB, SHARES, written
-from fedtune.report.style import Style, styles
+from fedtune.reporting.figure import INK, MUTED, label_ends, new_figure, tidy
+from fedtune.reporting.measures import MIB, SHARES, written
+from fedtune.reporting.style import Style, styles
 
 Record = Mapping[str, Any]
 STRATEGY = "strategy.name"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedtune.compare.statistics import (
+from fedtune.comparison.statistics import (
     detectable,
     holm,
     paired_difference,

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedtune.compare.cells import Cell, CellStore
-from fedtune.compare.grid import Family, Over, label_of, settled
-from fedtune.compare.measure import better_is_lower, looks_of
+from fedtune.comparison.cells import Cell, CellStore
+from fedtune.comparison.grid import Family, Over, label_of, settled
+from fedtune.comparison.measure import better_is_lower, looks_of
 from fedtune.errors import Incompatible
 from fedtune.scenario import Scenario
 from fedtune.scenario.compare import CompareSection

@@ -6,16 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedtune.compare.directory import GRID, SETTINGS, ComparisonDirectory
-from fedtune.compare.execute import Execution, GridObserver
-from fedtune.compare.progress import ConsoleGrid
-from fedtune.compare.record import comparison_record, run_record
+import pandas as pd
+
+from fedtune.comparison.directory import GRID, SETTINGS, ComparisonDirectory
+from fedtune.comparison.execute import Execution, GridObserver
+from fedtune.comparison.progress import ConsoleGrid
+from fedtune.comparison.record import comparison_record, run_record
 from fedtune.errors import RunError, ScenarioError
 from fedtune.files import write_atomically, write_json
-from fedtune.report.figure import save_figure
-from fedtune.report.page import failed, html, page_latex, page_markdown
-from fedtune.report.plots import pictures
-from fedtune.report.tables import cells_csv
+from fedtune.reporting.figure import save_figure
+from fedtune.reporting.page import failed, html, page_latex, page_markdown
+from fedtune.reporting.plots import pictures
+from fedtune.reporting.tables import cells_csv
 from fedtune.runs.build import with_absolute_paths
 from fedtune.runs.directory import RunDirectory
 from fedtune.scenario import Scenario, load_scenario
@@ -123,6 +125,20 @@ def report(path: str | Path, with_latex: bool = False) -> list[Path]:
         record, stem = run_record(RunDirectory.open(folder)), "report"
         write_json(folder / f"{stem}.json", record)
     return [folder / f"{stem}.json", *_write(record, folder, stem, with_latex)]
+
+
+def frame(path: str | Path) -> pd.DataFrame:
+    """A run as a table of its rounds, or a comparison as a table of its cells.
+
+    `fedtune.frame("runs/first")["eval/accuracy"].plot()`;
+    `fedtune.frame("runs/compare/quickstart").groupby("family")["final"].mean()`.
+
+    Raises:
+        ScenarioError: if it is neither.
+    """
+    if (Path(path) / SETTINGS).is_file():
+        return ComparisonDirectory(path).frame()
+    return RunDirectory.open(Path(path)).frame()
 
 
 def _go(

@@ -1,0 +1,215 @@
+"""Comparisons of small real runs: paired, economical, resumable, and each cell a run of its own."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import fedtune
+from fedtune.comparison.api import report, resume_comparison
+from fedtune.comparison.cells import CellStore
+from fedtune.comparison.progress import ConsoleGrid
+from fedtune.errors import RunError, ScenarioError
+from fedtune.runs.directory import RunDirectory
+from tests.runs.kit import adapter_bytes, lines, small
+
+ONE = {"strategy.name": ["fedavg"]}
+OVER = {"strategy.name": ["fedavg", "ffa-lora"]}
+
+
+class Counting(ConsoleGrid):
+    """Counts trained rounds; can stop like Ctrl-C."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        super().__init__(quiet=True)
+        self.trained, self.stop_after = 0, stop_after
+
+    def finished_round(self, line):
+        self.trained += 1
+        if self.trained == self.stop_after:
+            raise KeyboardInterrupt
+
+
+def directories(found, label):
+    cells = {family["label"]: family["cells"] for family in found.record["families"]}[label]
+    return [RunDirectory(found.path / cell["directory"]) for cell in cells]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    path = tmp_path_factory.mktemp("compare") / "whole"
+    return fedtune.compare("quickstart", OVER, small(), path, seeds=2)
+
+
+def test_within_a_seed_all_have_the_same_partition_clients_and_batches(done):
+    both = zip(directories(done, "fedavg"), directories(done, "ffa-lora"), strict=True)
+    for one, other in both:
+        assert (one.path / "partition.npz").read_bytes() == (
+            other.path / "partition.npz"
+        ).read_bytes()
+        mine, theirs = one.metrics, other.metrics
+        for key in ("client_ids", "client_steps"):
+            assert [line[key] for line in mine] == [line[key] for line in theirs]
+        assert one.summary["initial"] == other.summary["initial"]
+    first, second = directories(done, "fedavg")
+    assert [line["client_ids"] for line in first.metrics] != [
+        line["client_ids"] for line in second.metrics
+    ]
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "ffa-lora"])
+def test_a_cell_is_what_a_run_of_its_own_would_be(tmp_path, done, strategy):
+    """Cells share base model and data; nothing of one may reach another."""
+    cell = directories(done, strategy)[1]
+    overrides = small(strategy__name=strategy, run__seed=1)
+    alone = fedtune.run("quickstart", overrides, tmp_path / "alone")
+    assert adapter_bytes(cell) == adapter_bytes(alone)
+    assert lines(cell) == lines(alone)
+
+
+def test_the_table_of_cells(done):
+    table = fedtune.frame(done.path)
+    assert len(table) == 4
+    assert set(table["strategy.name"]) == {"fedavg", "ffa-lora"}
+    for _, row in table.iterrows():
+        cell = directories(done, row["family"])[row["seed"]]
+        assert row["final"] == cell.summary["final"]["accuracy"]
+        assert row["bytes_up"] == cell.summary["bytes_up"]
+        assert row["worst_client"] == cell.summary["clients"]["worst"]["accuracy"]
+
+
+def test_what_is_done_is_not_trained_again_and_what_is_new_is(tmp_path, done):
+    path = tmp_path / "growing"
+    watch = Counting()
+    first = fedtune.compare(
+        "quickstart", {"strategy.name": ["fedavg"]}, small(), path, watch, seeds=1
+    )
+    assert watch.trained == 2
+    stamp = (directories(first, "fedavg")[0].path / "summary.json").stat().st_mtime_ns
+    watch = Counting()
+    grown = fedtune.compare("quickstart", OVER, small(), path, watch, seeds=2)
+    assert watch.trained == 3 * 2
+    assert (directories(grown, "fedavg")[0].path / "summary.json").stat().st_mtime_ns == stamp
+    watch = Counting()
+    again = fedtune.compare("quickstart", OVER, small(), path, watch, seeds=2)
+    assert watch.trained == 0
+    for label in ("fedavg", "ffa-lora"):
+        pairs = zip(directories(again, label), directories(done, label), strict=True)
+        assert all(adapter_bytes(one) == adapter_bytes(other) for one, other in pairs)
+
+
+def test_interrupted_in_the_middle_of_a_cell_it_goes_on_from_there(tmp_path, done):
+    path = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        fedtune.compare("quickstart", OVER, small(), path, Counting(stop_after=3), seeds=2)
+    page = report(path)[-1].read_text("utf-8")
+    assert "not finished: 1 of 4 runs" in page
+    watch = Counting()
+    whole = resume_comparison(path, watch)
+    assert watch.trained == 4 * 2 - 3
+    for label in ("fedavg", "ffa-lora"):
+        pairs = zip(directories(whole, label), directories(done, label), strict=True)
+        assert all(adapter_bytes(one) == adapter_bytes(other) for one, other in pairs)
+        pairs = zip(directories(whole, label), directories(done, label), strict=True)
+        assert all(lines(one) == lines(other) for one, other in pairs)
+
+
+def test_a_search_sees_no_test_row_and_its_choice_is_trained(tmp_path):
+    path = tmp_path / "tuned"
+    rates = [1e-5, 1e-2, 1e-3]
+    found = fedtune.compare(
+        "quickstart",
+        {"strategy.name": ["fedavg"]},
+        small(),
+        path,
+        seeds=1,
+        tune={"local.lr": rates},
+    )
+    (family,) = found.record["families"]
+    scores = [trial["score"] for trial in family["trials"]]
+    assert family["chosen"] == {"local.lr": rates[int(np.argmax(scores))]}
+    (cell,) = directories(found, "fedavg")
+    assert cell.scenario.local.lr == family["chosen"]["local.lr"]
+    assert cell.scenario.task.validation is None
+    trials = [RunDirectory(p) for p in sorted((path / "cells").glob("tune-*"))]
+    assert len(trials) == 3
+    for trial, score in zip(
+        sorted(trials, key=lambda t: rates.index(t.scenario.local.lr)), scores, strict=True
+    ):
+        assert trial.scenario.task.validation == 0.2
+        assert trial.summary["final"]["accuracy"] == score
+        assert [line["eval"] is None for line in trial.metrics] == [True, False]
+    assert family["at_edge"] == (["local.lr"] if family["chosen"]["local.lr"] != 1e-3 else [])
+
+
+def test_budgets_are_kept_and_the_next_round_would_exceed_them(tmp_path):
+    for kind, steps in (("bytes_up", 2), ("client_steps", 2)):
+        found = fedtune.compare(
+            "quickstart", OVER, small(run__eval_every=50), tmp_path / kind, seeds=1,
+            budget={"kind": kind},
+        )  # fmt: skip
+        amount = found.record["budget"]["amount"]
+        for label in ("fedavg", "ffa-lora"):
+            (run,) = directories(found, label)
+            spent = sum(line[kind] for line in run.metrics)
+            assert spent <= amount < spent + run.metrics[-1][kind]
+        if kind == "bytes_up":
+            assert directories(found, "ffa-lora")[0].summary["rounds"] > steps
+        (reference,) = directories(found, "fedavg")
+        assert reference.summary[kind] == amount
+
+
+def test_a_budget_that_pays_for_nothing(tmp_path):
+    with pytest.raises(ScenarioError, match="does not pay for one round"):
+        fedtune.compare("quickstart", OVER, small(), tmp_path / "poor", seeds=1,
+                        budget={"kind": "bytes_up", "amount": 10})  # fmt: skip
+
+
+def test_a_cell_that_fails_is_reported_and_the_others_are_kept(tmp_path, monkeypatch):
+    path = tmp_path / "failing"
+    train = CellStore.train
+
+    def failing(self, cell, library, observer):
+        if cell.scenario.strategy.name == "ffa-lora":
+            raise RunError("client 3 failed in train: planted")
+        return train(self, cell, library, observer)
+
+    monkeypatch.setattr(CellStore, "train", failing)
+    with pytest.raises(RunError, match=r"1 of the runs failed; ffa-lora, seed 0: client 3 failed"):
+        fedtune.compare("quickstart", OVER, small(), path, seeds=1)
+    record = json.loads((path / "comparison.json").read_text())
+    assert [f["cells"][0]["status"] for f in record["families"]] == ["done", "failed"]
+    assert "planted" in (path / "report.html").read_text("utf-8")
+    monkeypatch.undo()
+    mended = resume_comparison(path)
+    assert [f["cells"][0]["status"] for f in mended.record["families"]] == ["done", "done"]
+
+
+def test_what_is_wrong_is_said_before_anything_is_trained(tmp_path):
+    for over, overrides, message in (
+        ({"strategy.name": ["fedvag"]}, small(), "allowed"),
+        ({"task.data": ["builtin:digits", "builtin:none"]}, small(), "no such builtin"),
+        ({"adapter.targets": [["q_proj"], ["nowhere"]]}, small(), "nowhere"),
+        ({"clients.count": [6, 5000]}, small(), "more clients than"),
+    ):
+        watch = Counting()
+        with pytest.raises(ScenarioError, match=message):
+            fedtune.compare("quickstart", over, overrides, tmp_path / "wrong", watch, seeds=1)
+        assert not (tmp_path / "wrong").exists()
+    with pytest.raises(ScenarioError, match=r"--metric 'f1': allowed: loss, accuracy"):
+        fedtune.compare("quickstart", OVER, small(), tmp_path / "wrong", seeds=1, metric="f1")
+    with pytest.raises(ScenarioError, match=r"compare.sedes: unknown key"):
+        fedtune.compare("quickstart", OVER, small(), tmp_path / "wrong", sedes=1)
+
+
+def test_a_comparison_can_be_moved(done, tmp_path):
+    moved = tmp_path / "moved"
+    done.path.rename(moved)
+    try:
+        watch = Counting()
+        resume_comparison(moved, watch)
+        assert watch.trained == 0
+    finally:
+        moved.rename(done.path)

@@ -1,0 +1,104 @@
+"""Axes, combinations, and those that cannot be."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedtune.comparison.cells import Cell, CellStore
+from fedtune.comparison.grid import expand, families, label_of, parse_axes, settled
+from fedtune.errors import ScenarioError
+from fedtune.runs.strategies import strategy_names
+from fedtune.scenario import Scenario, load_scenario
+
+BASE = load_scenario("quickstart")
+
+
+def test_values_are_toml_else_text_and_commas_in_brackets_do_not_part_them():
+    given = [
+        "strategy.name=fedavg, ffa-lora",
+        "local.lr=1e-3,0.01",
+        'adapter.targets=["query", "value"],auto',
+        'clients.partition={kind = "dirichlet", alpha = 0.3},{kind = "iid"}',
+    ]
+    assert parse_axes("--over", given) == {
+        "strategy.name": ["fedavg", "ffa-lora"],
+        "local.lr": [1e-3, 0.01],
+        "adapter.targets": [["query", "value"], "auto"],
+        "clients.partition": [{"kind": "dirichlet", "alpha": 0.3}, {"kind": "iid"}],
+    }
+
+
+@pytest.mark.parametrize("text", ["local.lr", "=3", "local.lr=", "local.lr=  "])
+def test_an_axis_that_is_none(text):
+    with pytest.raises(ScenarioError, match=r"--over .*must be key=value"):
+        parse_axes("--over", [text])
+
+
+def test_all_stands_for_every_value_that_there_is():
+    axes = expand({"strategy.name": ["all"], "engine.precision": ["all"], "local.lr": [1e-3]})
+    assert axes["strategy.name"] == strategy_names()
+    assert axes["engine.precision"] == ["float32", "bfloat16", "float64"]
+    assert axes["local.lr"] == [1e-3]
+    assert "auto" not in expand({"adapter.kind": ["all"]})["adapter.kind"]
+    with pytest.raises(ScenarioError, match=r"local.lr has no list of all its values"):
+        expand({"local.lr": ["all"]})
+
+
+def test_what_the_mathematics_forbids_is_listed_and_what_is_misspelt_is_refused():
+    axes = {"strategy.name": ["fedavg", "ffa-lora"], "adapter.kind": ["lora", "ffa"]}
+    found = {family.label: family for family in families(BASE, axes)}
+    assert list(found) == [
+        "fedavg, kind lora", "fedavg, kind ffa", "ffa-lora, kind lora", "ffa-lora, kind ffa",
+    ]  # fmt: skip
+    assert [label for label, f in found.items() if f.scenario is None] == ["ffa-lora, kind lora"]
+    assert "needs one of: ffa" in found["ffa-lora, kind lora"].reason
+    with pytest.raises(ScenarioError, match=r"strategy.name = 'fedvag': allowed"):
+        families(BASE, {"strategy.name": ["fedavg", "fedvag"]})
+    with pytest.raises(ScenarioError, match=r"local.lr = -1"):
+        families(BASE, {"local.lr": [1e-3, -1.0]})
+    with pytest.raises(ScenarioError, match=r"no combination is possible.*needs one of: ffa"):
+        families(BASE, {"strategy.name": ["ffa-lora"], "adapter.kind": ["lora"]})
+
+
+def test_a_scenario_that_trains_nothing_is_a_combination_that_cannot_be():
+    axes = {"adapter.kind": ["lora", "none"], "task.head": ["shared", "frozen"]}
+    skipped = [family.over for family in families(BASE, axes) if family.scenario is None]
+    assert skipped == [{"adapter.kind": "none", "task.head": "frozen"}]
+
+
+def test_names_for_people():
+    assert label_of({"strategy.name": "flag", "adapter.rank": 4}) == "flag, rank 4"
+    assert label_of({"local.lr": 1e-3}) == "lr 0.001"
+    assert label_of({"clients.partition": {"kind": "dirichlet", "alpha": 0.3}}) == (
+        "partition dirichlet 0.3"
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"over": {"run.seed": [1, 2]}}, "run.seed cannot be an axis"),
+        ({"over": {"local.lr": []}}, "local.lr has no values"),
+        ({"over": {"local.lr": [1e-3, 1e-3]}}, "names a value twice"),
+        ({"over": {"local.lr": [1e-3]}, "tune": {"local.lr": [1e-3]}}, "in over and in tune"),
+        ({"over": {"local.lr": [1e-3]}, "reference": {"local.lr": 2.0}}, "is not one of"),
+        ({"reference": {"local.lr": 2.0}}, "is not an axis"),
+        ({"seeds": 0}, "greater than or equal to 1"),
+        ({"budget": {"kind": "energy"}}, "'rounds', 'bytes_up' or 'client_steps'"),
+    ],
+)
+def test_a_comparison_that_makes_no_sense_is_refused(section, message):
+    with pytest.raises(ScenarioError, match=message):
+        load_scenario(BASE, {"compare": section})
+
+
+def test_a_cell_is_found_by_its_scenario_and_not_by_its_name(tmp_path):
+    store = CellStore(tmp_path)
+    one, two = settled(BASE, {"local.lr": 1e-3}), settled(BASE, {"local.lr": 2e-3})
+    first = store.directory(Cell("a", one)).path
+    first.mkdir(parents=True)
+    assert store.directory(Cell("b, renamed", one)).path == first
+    assert store.directory(Cell("a", two)).path != first
+    whole = settled(load_scenario(BASE, {"compare": {"seeds": 7}}), {"local.lr": 1e-3})
+    assert whole == one
+    assert isinstance(one, Scenario)
