@@ -34,12 +34,14 @@ class RoundReport:
         used: client ids whose update entered the rule.
         failed: reason by client id, of clients that answered with an error.
         rejected: reason by client id, of malformed replies; they never reach the rule.
+        examples: that each used client reports to hold.
     """
 
     sampled: list[int] = field(default_factory=list)
     used: list[int] = field(default_factory=list)
     failed: dict[int, str] = field(default_factory=dict)
     rejected: dict[int, str] = field(default_factory=dict)
+    examples: dict[int, float] = field(default_factory=dict)
 
 
 class AdapterStrategy(FlowerFedAvg):
@@ -102,6 +104,7 @@ class AdapterStrategy(FlowerFedAvg):
             return None, None
         contents = [content for _, content in good]
         examples = [float(_metrics(c)[self.weighted_by_key]) for c in contents]  # type: ignore[arg-type]
+        self.report.examples = dict(zip(self.report.used, examples, strict=True))
         weights = policy_weights(self.weights, examples, self.max_weight)
         arrays = [records(content, ArrayRecord)[0] for content in contents]
         updates = torch.stack([self._difference(to_tensors(record)) for record in arrays])

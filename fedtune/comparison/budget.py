@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fedtune.cohort.plan import planned_steps
 from fedtune.errors import ScenarioError
 from fedtune.runs.build import Federation, build
-from fedtune.runs.loop import steps_of
 from fedtune.runs.plan import client_payload
 from fedtune.scenario import Scenario
 from fedtune.scenario.compare import BudgetSection
@@ -55,5 +55,6 @@ def _costs(federation: Federation, kind: str) -> Iterator[int]:
         taking_part = draw(clients, server_round)
         if kind == "bytes_up":
             yield payload * len(taking_part)
-        else:
-            yield steps_of(federation, taking_part)
+            continue
+        local, rows = federation.scenario.local, federation.clients.training_rows
+        yield sum(planned_steps(len(rows(client)), local) for client in taking_part)

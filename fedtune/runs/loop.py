@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -179,14 +178,11 @@ def one_round(federation: Federation, state: ServerState, server_round: int) -> 
         "seconds_train": trained,
         "seconds_clients": received - sent,
         "seconds_server": trained - (received - sent),
-        "client_steps": steps_of(federation, report.used),
+        "client_steps": sum(
+            planned_steps(int(count), federation.scenario.local)
+            for count in report.examples.values()
+        ),
     }
-
-
-def steps_of(federation: Federation, clients: Sequence[int]) -> int:
-    """Optimiser steps that clients take together in a round."""
-    local, rows = federation.scenario.local, federation.clients.training_rows
-    return sum(planned_steps(len(rows(client)), local) for client in clients)
 
 
 def evaluate(

@@ -28,9 +28,8 @@ OVER = {"strategy.name": ["fedavg", "ffa-lora"], "adapter.rank": [2, 4]}
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "two axes"
-    return fedtune.compare(
-        "quickstart", OVER, small(), path, seeds=2, tune={"local.lr": [1e-3, 1e-2]}
-    )
+    tune = {"local.lr": [1e-3, 1e-2]}
+    return fedtune.compare("quickstart", OVER, small(), path, seeds=2, tune=tune)
 
 
 class Page(html.parser.HTMLParser):
@@ -214,7 +213,8 @@ def test_the_front_is_what_no_other_point_beats(points, lower):
 
 def test_no_two_families_look_alike_and_a_strategy_keeps_its_colour():
     names = ["fedavg", "ffa-lora", "fed-sb", "fedsvd", "fedex-lora", "rolora", "frl", "fedstale",
-             "fedvarp", "fedavg-unbiased", "flag", "fedprox", "scaffold", "rerce", "mine"]  # fmt: skip
+             "fedvarp", "fedavg-unbiased", "flag", "fedprox", "scaffold", "rerce", "mine",
+    ]  # fmt: skip
     found = styles(names)
     assert len(set(found)) == len(names)
     assert styles(["flag"])[0] == found[names.index("flag")]
