@@ -72,12 +72,16 @@ def compare(
     from fedtune.comparison.grid import parse_axes
     from fedtune.comparison.progress import ConsoleGrid
 
-    chosen = {k: v[0] for k, v in parse_axes("--reference", reference or []).items()}
+    chosen = parse_axes("--reference", reference or [])
+    for key, values in chosen.items():
+        if len(values) > 1:
+            raise ScenarioError(f"--reference {key}: is one value, not {len(values)}")
+    first = {key: values[0] for key, values in chosen.items()}
     settings: dict[str, Any] = {
         "over": parse_axes("--over", over or []) or None,
         "tune": parse_axes("--tune", tune or []) or None,
         "seeds": seeds, "tune_seeds": tune_seeds, "budget": _budget(budget),
-        "reference": chosen or None, "metric": metric, "target": target,
+        "reference": first or None, "metric": metric, "target": target,
     }  # fmt: skip
     if resume is not None and (set_ or out or any(v is not None for v in settings.values())):
         raise ScenarioError(
@@ -91,7 +95,7 @@ def compare(
         if scenario is not None:
             base = api.with_settings(load_scenario(scenario, set_ or []), settings)
             grid.notice(f"preparing {scenario} ...")
-            done = api.compare(
+            api.compare(
                 base,
                 out=path,
                 observer=grid,
@@ -99,19 +103,15 @@ def compare(
                 command=shlex.join(["fedtune", *sys.argv[1:]]),
             )
         else:
-            done = api.resume_comparison(path, grid)
-        if latex:
-            api.report(path, with_latex=True)
+            api.resume_comparison(path, grid)
+        _show(path, latex, as_json)
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; {go_on}") from None
     except RunError as error:
+        _show(path, latex, as_json)
         raise RunError(f"{error}; {go_on}") from error
     finally:
         grid.close()
-    if as_json:
-        print_json({"directory": str(done.path), **done.record})
-    else:
-        typer.echo(_closing(done.record, done.path))
 
 
 def report(
@@ -139,6 +139,20 @@ def _budget(text: str | None) -> dict[str, Any] | None:
         return {"kind": kind, "amount": int(amount)}
     except ValueError:
         raise ScenarioError(f"--budget {text!r}: must be KIND=N with a whole number N") from None
+
+
+def _show(path: Path, latex: bool, as_json: bool) -> None:
+    """What a comparison found, as JSON or in words."""
+    from fedtune.comparison.api import report as write
+    from fedtune.comparison.directory import ComparisonDirectory
+
+    if latex:
+        write(path, with_latex=True)
+    record = ComparisonDirectory(path).record
+    if as_json:
+        print_json({"directory": str(path), **record})
+    else:
+        typer.echo(_closing(record, path))
 
 
 def _closing(record: dict[str, Any], path: Path) -> str:

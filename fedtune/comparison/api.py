@@ -24,7 +24,7 @@ from fedtune.scenario import Scenario, load_scenario
 from fedtune.scenario.compare import CompareSection
 from fedtune.scenario.loading import Overrides, validate
 
-PAGE, RESUME = "report.html", "fedtune compare --resume ."
+PAGE = "report.html"
 Axes = Mapping[str, Sequence[Any]]
 
 
@@ -66,7 +66,7 @@ def compare(
     given = {"over": over, **settings}
     base = with_settings(load_scenario(scenario, overrides), given)
     directory = ComparisonDirectory(out or Path("runs") / "compare" / stem)
-    return _go(base, directory, observer, name or stem, command or f"fedtune compare {stem}")
+    return _go(base, directory, observer, name or stem, command or f"fedtune compare {SETTINGS}")
 
 
 def resume_comparison(
@@ -80,7 +80,8 @@ def resume_comparison(
     """
     directory = ComparisonDirectory.open(Path(path))
     known = directory.grid if (directory.path / GRID).exists() else {}
-    name, command = known.get("name", directory.path.name), known.get("command", RESUME)
+    name = known.get("name", directory.path.resolve().name)
+    command = known.get("command", f"fedtune compare {SETTINGS}")
     return _go(directory.scenario, directory, observer, name, command)
 
 
@@ -149,14 +150,14 @@ def _go(
     command: str,
 ) -> ComparisonDirectory:
     execution = Execution(base, directory, observer or ConsoleGrid(quiet=True), name, command)
+    directory.check_free()
     execution.check()
     with directory.locked():
         directory.write_settings(with_absolute_paths(base))
         execution.train()
     report(directory.path)
     if lost := failed(directory.record):
-        label, seed, reason = lost[0]
-        raise RunError(f"{len(lost)} of the runs failed; {label}, seed {seed}: {reason}")
+        raise RunError(f"{len(lost)} of the runs failed; {lost[0]}")
     return directory
 
 

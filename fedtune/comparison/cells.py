@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from fedtune.runs.loop import Observer
 from fedtune.scenario import Scenario, dump_scenario
 from fedtune.tasks.library import Library
 
-FOLDER, NAME_LENGTH, DIGEST_LENGTH = "cells", 60, 12
+FOLDER, FORMAT, NAME_LENGTH, DIGEST_LENGTH = "cells", 1, 60, 12
 Status = Literal["done", "started", "waiting"]
 
 
@@ -33,8 +34,9 @@ class Cell:
 
     @property
     def digest(self) -> str:
-        """Of the scenario; equal cells of different comparisons are one."""
-        text = dump_scenario(self.scenario)
+        """Of what the scenario says beyond defaults, so that a key added to it changes none."""
+        said = self.scenario.model_dump(mode="json", exclude_defaults=True)
+        text = json.dumps([FORMAT, said], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_LENGTH]
 
 

@@ -15,6 +15,7 @@ from fedtune.files import Locked, locked, write_atomically, write_json
 from fedtune.scenario import Scenario, dump_scenario, load_scenario
 
 SETTINGS, GRID, RECORD = "comparison.toml", "grid.json", "comparison.json"
+LOCK = ".lock"
 
 
 class ComparisonDirectory:
@@ -63,6 +64,15 @@ class ComparisonDirectory:
         ]  # fmt: skip
         return pd.DataFrame(rows)
 
+    def check_free(self) -> None:
+        """Raise `ScenarioError` if there is something else than a comparison at the path."""
+        try:
+            found = list(self.path.iterdir()) if self.path.exists() else []
+        except OSError as error:
+            raise ScenarioError(f"--out {str(self.path)!r}: cannot be used ({error})") from None
+        if any(file.name != LOCK for file in found) and not (self.path / SETTINGS).is_file():
+            raise ScenarioError(f"--out {str(self.path)!r}: exists and is no comparison")
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Within it, no other process can train for the comparison.
@@ -70,9 +80,15 @@ class ComparisonDirectory:
         Raises:
             ScenarioError: if another one does now, or the directory cannot be written.
         """
+        self.check_free()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with locked(self.path / ".lock"):
+            file = self.path / LOCK
+            file.touch()
+        except OSError as error:
+            raise ScenarioError(f"--out {str(self.path)!r}: cannot be written ({error})") from None
+        try:
+            with locked(file):
                 yield
         except Locked:
             raise ScenarioError(f"{str(self.path)!r}: another process is running it now") from None

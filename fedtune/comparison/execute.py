@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -18,8 +19,9 @@ from fedtune.comparison.tuning import Trial, candidates, choose, score, trial_ce
 from fedtune.errors import FedtuneError, Incompatible, ScenarioError
 from fedtune.runs.build import Federation, build, pick_device
 from fedtune.runs.loop import Line, Started, start_state
+from fedtune.runs.plan import with_kept
 from fedtune.runs.summary import versions
-from fedtune.scenario import Scenario
+from fedtune.scenario import Scenario, dump_scenario
 from fedtune.scenario.compare import CompareSection
 from fedtune.tasks.library import Library
 
@@ -92,6 +94,7 @@ class Execution:
         self.axes = expand(self.section.over)
         self.rows = [Row(family) for family in families(base, self.axes)]
         self.problems: dict[str, str] = {}
+        self.refusals: dict[str, str | None] = {}
         self.metric = self.section.metric
         self.amount = self.section.budget.amount
 
@@ -101,35 +104,29 @@ class Execution:
         return [row for row in self.rows if row.family.scenario is not None and not row.problem]
 
     def check(self) -> None:
-        """Build one run of each kind, so that what cannot be had is known before any is trained.
+        """Build one run of each kind and plan all work, so that what cannot be had is known before
+        any is trained.
 
         Raises:
             ScenarioError: for whatever would stop a run before it trains.
         """
-        seen: set[str] = set()
         for row in self.possible:
-            scenario = row.family.scenario
-            assert scenario is not None
-            key = scenario.model_dump_json(include={"task", "clients", "adapter", "engine"})
-            if key in seen:
-                continue
-            seen.add(key)
-            try:
-                federation = build(scenario, library=self.library)
-            except Incompatible as error:
-                row.problem = str(error)
-                continue
-            self._check_metric(evaluated(federation))
-        if self.section.budget.kind != "rounds" and self.amount is None:
-            self.amount = spent(self._reference(), self.section.budget.kind, self.library)
-
-    def train(self) -> None:
-        """Train what is missing."""
+            assert row.family.scenario is not None
+            row.problem = self._refused(row.family.scenario)
+        self.reference = self._reference()
+        budget = self.section.budget
+        if budget.kind != "rounds" and self.amount is None:
+            assert self.reference.family.scenario is not None
+            self.amount = spent(self.reference.family.scenario, budget.kind, self.library)
         for row in self.possible:
             if self.section.tune:
                 row.trials = self._trials(row.family)
-            else:
+            if all(self.store.status(cell) == "done" for t in row.trials for cell in t.cells):
                 self._settle(row)
+
+    def train(self) -> None:
+        """Train what is missing."""
+        self.save()
         self._plan()
         self._train([cell for row in self.possible for t in row.trials for cell in t.cells])
         for row in self.possible:
@@ -145,6 +142,9 @@ class Execution:
             {
                 "name": self.name,
                 "command": self.command,
+                "scenario": dump_scenario(self.base),
+                "compare": self.section.model_dump(),
+                "reference": self.reference.family.label,
                 "axes": self.axes,
                 "metric": self.metric,
                 "amount": self.amount,
@@ -155,32 +155,58 @@ class Execution:
             }
         )
 
-    def _reference(self) -> Scenario:
-        wanted = self.section.reference
-        for row in self.possible:
-            scenario, over = row.family.scenario, row.family.over
-            if scenario is not None and all(over[key] == value for key, value in wanted.items()):
-                return scenario
-        raise ScenarioError(f"--reference {wanted}: is a combination that cannot be")
-
-    def _afford(self, scenario: Scenario) -> Scenario:
-        budget = self.section.budget
-        if budget.kind == "rounds" or self.amount is None:
-            return scenario
-        return within(scenario, budget, self.amount, self.library)
+    def _refused(self, scenario: Scenario) -> str | None:
+        """Why a scenario's parts cannot go together, if they cannot; built once a kind."""
+        key = scenario.model_dump_json(include={"task", "clients", "adapter", "engine"})
+        if key not in self.refusals:
+            self.refusals[key] = None
+            try:
+                self._check_metric(evaluated(build(scenario, library=self.library)))
+            except Incompatible as error:
+                self.refusals[key] = str(error)
+        return self.refusals[key]
 
     def _check_metric(self, names: list[str]) -> None:
+        """Refuse a metric that evaluations do not give."""
+        if self.section.tune:
+            names = [name for name in names if name != "exact_match"]
         if self.metric is None:
             self.metric = default_metric(names)
         if self.metric not in names:
-            raise ScenarioError(f"--metric {self.metric!r}: allowed: {', '.join(names)}")
+            searched = " (of a search, on validation data)" if self.section.tune else ""
+            raise ScenarioError(f"--metric {self.metric!r}: allowed{searched}: {', '.join(names)}")
+
+    def _reference(self) -> Row:
+        wanted = self.section.reference
+        for row in self.rows:
+            if all(row.family.over.get(key) == value for key, value in wanted.items()):
+                if row.family.scenario is not None and not row.problem:
+                    return row
+                if wanted:
+                    reason = row.family.reason or row.problem
+                    raise ScenarioError(f"--reference {row.family.label}: cannot be: {reason}")
+        if not self.possible:
+            reason = self.rows[0].family.reason or self.rows[0].problem
+            raise ScenarioError(f"--over: no combination is possible: {reason}")
+        labels = ", ".join(row.family.label for row in self.rows)
+        raise ScenarioError(f"--reference {wanted}: is none of the combinations ({labels})")
+
+    def _afford(self, scenario: Scenario) -> Scenario:
+        budget = self.section.budget
+        if self.amount is None:
+            return scenario
+        if budget.kind == "rounds":
+            run = scenario.run.model_copy(update={"rounds": self.amount})
+            return scenario.model_copy(update={"run": run})
+        return within(scenario, budget, self.amount, self.library)
 
     def _trials(self, family: Family) -> list[Trial]:
-        seeds = self.section.tune_seeds
-        return [
-            Trial(values, trial_cells(family, values, self._afford(scenario), seeds))
-            for values, scenario in candidates(self.base, family, self.section)
-        ]
+        seeds, found = self.section.tune_seeds, []
+        for values, scenario in candidates(self.base, family, self.section):
+            if self._refused(scenario) is None:
+                cells = trial_cells(family, values, self._afford(scenario), seeds)
+                found.append(Trial(values, cells))
+        return found
 
     def _settle(self, row: Row) -> None:
         """Choose the row's values, and make its cells."""
@@ -189,7 +215,9 @@ class Execution:
             row.scores = [score(trial, self.store, self.metric) for trial in row.trials]
             best = choose(row.scores, self.metric)
             if best is None:
-                row.problem = "no candidate of its search could be trained"
+                lost = [self.problems.get(c.digest) for trial in row.trials for c in trial.cells]
+                reason = next(filter(None, lost), "no candidate is possible, or all diverged")
+                row.problem = f"its search gave nothing: {reason}"
                 return
             row.chosen = row.trials[best].values
         base = settled(self.base, {**row.family.over, **row.chosen})
@@ -219,10 +247,11 @@ class Execution:
                 self.save()
 
     def _train_one(self, cell: Cell) -> str | None:
+        gc.collect()
         forget_peak_memory(torch.device(pick_device(cell.scenario.engine.device)))
         try:
             self.store.train(cell, self.library, self.observer)
-        except (FedtuneError, RuntimeError, OSError) as error:
+        except Exception as error:  # whatever one cell raises, the others go on
             text = (
                 str(error)
                 if isinstance(error, FedtuneError)
@@ -260,10 +289,9 @@ class Execution:
 
 def evaluated(federation: Federation) -> list[str]:
     """Names of the metrics that a run's evaluations give."""
-    task, arrays = federation.task, start_state(federation, None).arrays
-    initial = federation.adapted.initial
-    kept = {spec.name: initial[spec.name] for spec in federation.adapted.layout.kept}
-    found = federation.engine.evaluate({**arrays, **kept}, task.test, task.test_rows[:1])
+    task = federation.task
+    state = with_kept(federation, start_state(federation, None).arrays)
+    found = federation.engine.evaluate(state, task.test, task.test_rows[:1])
     return [*found, *(["exact_match"] if task.exact_match is not None else [])]
 
 

@@ -75,12 +75,18 @@ def measure(directory: RunDirectory, metric: str, target: float | None) -> dict[
         "bytes_up_to_target": hit["bytes_up"] if hit else None,
         "seconds_to_target": hit["seconds"] if hit else None,
         "rounds": len(lines),
-        **{key: sum(line.get(key, 0) for line in lines) for key in TOTALS},
+        **{key: _total(lines, key) for key in TOTALS},
         "worst_client": worst.get("worst", {}).get(metric),
         "p10_client": worst.get("p10", {}).get(metric),
         "epsilon": _epsilon(lines),
         "peak_memory_bytes": summary.get("peak_memory_bytes"),
     }
+
+
+def _total(lines: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    """None where a run, made by an older version, does not say."""
+    found = [line[key] for line in lines if key in line]
+    return sum(found) if len(found) == len(lines) else None
 
 
 def client_values(directory: RunDirectory, metric: str) -> list[float]:

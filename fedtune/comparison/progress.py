@@ -25,7 +25,7 @@ class ConsoleGrid:
         self.quiet = quiet
         self.console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         self.progress: Progress | None = None
-        self.cells = self.place = self.rounds = self.rounds_done = 0
+        self.cells = self.place = self.rounds = self.rounds_done = self.before = self.wanted = 0
         self.begun = time.monotonic()
         self.name = self.metric = ""
         self.notes: set[str] = set()
@@ -58,6 +58,7 @@ class ConsoleGrid:
         """Name the cell."""
         self.place += 1
         self.name, self.metric = cell.name, ""
+        self.before, self.wanted = self.rounds_done, cell.scenario.run.rounds
 
     def started(self, run: Started) -> None:
         """Say what a run has to say, once for all of them; count rounds that were done before."""
@@ -74,7 +75,12 @@ class ConsoleGrid:
         self._move(1)
 
     def ended(self, cell: Cell, problem: str | None) -> None:
-        """Say how a cell ended: failures always, the rest where there is no bar."""
+        """Say how a cell ended: failures always, the rest where there is no bar.
+
+        Rounds that it did not need, because it stopped early or failed, count as gone.
+        """
+        if self.metric or problem:
+            self._move(max(0, self.wanted - (self.rounds_done - self.before)))
         if problem:
             self.notice(f"{cell.name}: failed: {problem}")
         elif self.progress is None and self.metric:

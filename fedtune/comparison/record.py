@@ -5,6 +5,7 @@ A single run makes the same record, with one family and one cell.
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -36,6 +37,7 @@ from fedtune.runs.directory import RunDirectory
 from fedtune.runs.summary import versions
 from fedtune.scenario import Scenario, dump_scenario
 from fedtune.scenario.compare import CompareSection
+from fedtune.scenario.loading import validate
 
 FORMAT, WAY_TO_TARGET = 1, 0.95
 ATTACK = "attack.kind"
@@ -44,12 +46,14 @@ Record = dict[str, Any]
 
 def comparison_record(directory: ComparisonDirectory) -> Record:
     """The record of a comparison as it stands, finished or not."""
-    grid, scenario = directory.grid, directory.scenario
-    section = scenario.compare or CompareSection()
+    grid = directory.grid
+    section = CompareSection.model_validate(grid["compare"])
+    scenario = validate(tomllib.loads(grid["scenario"]))
     metric = grid["metric"]
     rows = [row for row in grid["families"] if row["reason"] is None]
-    reference = _reference(rows, section)
-    target = _target(directory.path, rows[reference], metric, section) if rows else None
+    by_label = {row["label"]: row for row in rows}
+    reference = by_label.get(grid["reference"])
+    target = _target(directory.path, reference, metric, section) if reference else None
     families = [_family(directory.path, row, metric, target, section) for row in rows]
     _add_lost_under_attack(families, metric)
     for family in families:
@@ -59,10 +63,10 @@ def comparison_record(directory: ComparisonDirectory) -> Record:
         **{key: grid[key] for key in ("command", "versions", "device", "axes")},
         **{key: getattr(section, key) for key in ("seeds", "tune", "tune_seeds", "validation")},
         "budget": {"kind": section.budget.kind, "amount": grid["amount"]},
-        "reference": families[reference]["label"] if families else None,
+        "reference": grid["reference"],
         "families": families,
         "skipped": [_only(r, "label", "over", "reason") for r in grid["families"] if r["reason"]],
-        "differences": _differences(families, reference, metric),
+        "differences": _differences(families, grid["reference"], metric),
     }
 
 
@@ -70,15 +74,15 @@ def run_record(directory: RunDirectory) -> Record:
     """The record of one run as it stands, finished or not."""
     scenario, looks = directory.scenario, looks_of(directory)
     metric = default_metric(looks[-1]["eval"]) if looks else "loss"
-    name = scenario.strategy.name
+    name, title = scenario.strategy.name, directory.path.resolve().name
     cell = {"seed": scenario.run.seed, "rounds": scenario.run.rounds, "directory": "."}
     row: Record = {"label": name, "over": {}, "strategy": name, "chosen": {}, "trials": []}
     row["cells"] = [{**cell, "problem": None}]
     family = _family(directory.path, row, metric, None, CompareSection())
-    family["measures"] = _spreads(family["cells"])
+    family["measures"] = _spreads([{**one, "status": "done"} for one in family["cells"]])
     return {
-        **_head("run", directory.path.name, scenario, metric, None),
-        "command": f"fedtune run {directory.path.name}/scenario.toml",
+        **_head("run", title, scenario, metric, None),
+        "command": f"fedtune run {title}/scenario.toml",
         "versions": directory.summary.get("versions") or versions(),
         "device": directory.summary.get("device", scenario.engine.device),
         **{"axes": {}, "seeds": 1, "tune": {}, "tune_seeds": 0, "validation": None},
@@ -99,6 +103,8 @@ def _head(kind: str, name: str, scenario: Scenario, metric: str, target: float |
         },
         "clients": scenario.clients.count,
         "metric": metric,
+        "evaluated_on": evaluated_on(scenario),
+        "early_stopping": scenario.run.early_stopping is not None,
         "lower_is_better": better_is_lower(metric),
         "target": target,
         "level": LEVEL,
@@ -108,11 +114,11 @@ def _head(kind: str, name: str, scenario: Scenario, metric: str, target: float |
     }
 
 
-def _reference(rows: Sequence[Mapping[str, Any]], section: CompareSection) -> int:
-    for index, row in enumerate(rows):
-        if all(row["over"][key] == value for key, value in section.reference.items()):
-            return index
-    return 0
+def evaluated_on(scenario: Scenario) -> str:
+    """What the metric of a scenario is measured on."""
+    if scenario.task.head == "local":
+        return "what clients hold out"
+    return "the test data" if scenario.task.validation is None else "validation data"
 
 
 def _target(
@@ -137,14 +143,21 @@ def _target(
 def _family(
     path: Path, row: Mapping[str, Any], metric: str, target: float | None, section: CompareSection
 ) -> Record:
+    cells = [_cell(path, cell, metric, target) for cell in row["cells"]]
     return {
         **_only(row, "label", "over", "strategy", "chosen"),
         "trials": [
-            {"values": t["values"], "score": t["score"], "label": label_of(t["values"])}
+            {
+                "values": t["values"],
+                "score": t["score"],
+                "label": label_of(t["values"]),
+                "problems": [cell["problem"] for cell in t["cells"] if cell["problem"]],
+            }
             for t in row["trials"]
         ],
         "at_edge": at_edge(row["chosen"], section.tune) if row["chosen"] else [],
-        "cells": [_cell(path, cell, metric, target) for cell in row["cells"]],
+        "cells": cells,
+        "diverged": sum(c["status"] == "done" and c["measures"]["final"] is None for c in cells),
     }
 
 
@@ -168,8 +181,6 @@ def _cell(path: Path, cell: Mapping[str, Any], metric: str, target: float | None
 def _spreads(cells: Sequence[Mapping[str, Any]]) -> Record:
     """Each measure over the seeds that are done; None where no seed has it."""
     done = [cell["measures"] for cell in cells if cell["status"] == "done"]
-    if not done:
-        done = [cell["measures"] for cell in cells if cell["status"] == "running"]
     found: Record = {}
     for column in MEASURES:
         values = [one[column.key] for one in done if one.get(column.key) is not None]
@@ -177,29 +188,36 @@ def _spreads(cells: Sequence[Mapping[str, Any]]) -> Record:
     return found
 
 
-def _differences(families: Sequence[Record], reference: int, metric: str) -> list[Record]:
-    """Every family's final metric against the reference's, paired by seed, Holm-corrected."""
-    others = [family for index, family in enumerate(families) if index != reference]
-    pairs = [(other, _paired(other, families[reference])) for other in others]
-    compared = [(other, *values) for other, values in pairs if values[0]]
-    found = [(other, paired_difference(mine, theirs)) for other, mine, theirs in compared]
-    corrected = holm([difference.p for _, difference in found])
-    tests = sum(difference.p is not None for _, difference in found)
-    return [
-        {
+def _differences(families: Sequence[Record], reference: str, metric: str) -> list[Record]:
+    """Every family's final metric against the reference's, paired by seed, Holm-corrected.
+
+    Seeds that diverged cannot be paired, and would flatter a family by their absence: where one
+    of the two has any, nothing is tested.
+    """
+    base = next((family for family in families if family["label"] == reference), None)
+    if base is None:
+        return []
+    others = [family for family in families if family is not base]
+    pairs = [(other, *_paired(other, base)) for other in others]
+    found = [(o, paired_difference(mine, theirs)) for o, mine, theirs in pairs if mine]
+    lost = [bool(other["diverged"] or base["diverged"]) for other, _ in found]
+    p_values = [None if gone else d.p for (_, d), gone in zip(found, lost, strict=True)]
+    tests = sum(p is not None for p in p_values)
+    rows = []
+    for (other, difference), raw, p in zip(found, p_values, holm(p_values), strict=True):
+        sd, n = difference.spread.sd, difference.spread.n
+        row = {
             "label": other["label"],
-            "reference": families[reference]["label"],
+            "reference": reference,
             "difference": asdict(difference.spread),
-            "p": difference.p,
+            "p": raw,
             "p_holm": p,
-            "rank_p": difference.rank_p,
-            "detectable": detectable(difference.spread.sd, difference.spread.n, tests)
-            if difference.p is not None and difference.spread.sd
-            else None,
+            "rank_p": difference.rank_p if raw is not None else None,
+            "detectable": detectable(sd, n, tests) if raw is not None and sd else None,
             "verdict": _verdict(difference.spread.mean, p, metric),
         }
-        for (other, difference), p in zip(found, corrected, strict=True)
-    ]
+        rows.append(row)
+    return rows
 
 
 def _verdict(mean: float, p: float | None, metric: str) -> str:

@@ -56,13 +56,24 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
         ends: x, y, text and colour of each.
     """
     axes.figure.canvas.draw()
-    placed: list[float] = []
     inverse = axes.transAxes.inverted()
-    for x, y, text, colour in sorted(ends, key=lambda end: end[1]):
-        _, height = inverse.transform(axes.transData.transform((x, y)))
-        height = max(float(height), placed[-1] + LABEL_GAP if placed else float(height))
-        placed.append(height)
+    ordered = sorted(ends, key=lambda end: end[1])
+    points = [axes.transData.transform((x, y)) for x, y, _, _ in ordered]
+    heights = spread_out([float(inverse.transform(point)[1]) for point in points])
+    for (x, y, text, colour), height in zip(ordered, heights, strict=True):
         axes.annotate(
             text, (x, y), xycoords="data", xytext=(1.02, height), textcoords="axes fraction",
             color=colour, fontsize=9, va="center", annotation_clip=False,
         )  # fmt: skip
+
+
+def spread_out(heights: Sequence[float]) -> list[float]:
+    """Rising heights moved apart to `LABEL_GAP`, as little as that takes, and not above 1."""
+    placed: list[float] = []
+    for height in heights:
+        placed.append(max(height, placed[-1] + LABEL_GAP) if placed else height)
+    ceiling = 1.0
+    for index in reversed(range(len(placed))):
+        placed[index] = min(placed[index], ceiling)
+        ceiling = placed[index] - LABEL_GAP
+    return placed

@@ -29,8 +29,8 @@ class Measure:
 
 
 RESULTS = (
-    Measure("final", "final {metric}", "metric", "after the last round, on the test data"),
-    Measure("best", "best {metric}", "metric", "of any round; chosen on test data, so flattering"),
+    Measure("final", "final {metric}", "metric", "after the last round, on {where}"),
+    Measure("best", "best {metric}", "metric", "of any round, which flatters"),
     Measure(
         "lost_under_attack", "lost under attack", "metric",
         "final metric without the attack, less that with it",

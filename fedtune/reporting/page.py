@@ -74,7 +74,7 @@ def page_markdown(record: Record) -> str:
     if any(family["trials"] for family in record["families"]):
         parts += ["Search for settings:", markdown(tuning_table(record))]
     notes = [f"- not possible: {one['label']}: {one['reason']}" for one in record["skipped"]]
-    notes += [f"- failed: {label}, seed {seed}: {text}" for label, seed, text in failed(record)]
+    notes += [f"- failed: {text}" for text in failed(record)]
     if notes:
         parts.append("\n".join(notes))
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
@@ -90,14 +90,18 @@ def page_latex(record: Record) -> str:
     return "\n".join(map(latex, tables))
 
 
-def failed(record: Record) -> list[tuple[str, int, str]]:
-    """Label, seed and reason of each cell that failed."""
-    return [
-        (family["label"], cell["seed"], cell["problem"])
-        for family in record["families"]
-        for cell in family["cells"]
-        if cell["status"] == "failed"
-    ]
+def failed(record: Record) -> list[str]:
+    """Each run that failed and why, those of searches included."""
+    found = []
+    for family in record["families"]:
+        for trial in family["trials"]:
+            found += [
+                f"{family['label']}, search, {trial['label']}: {p}" for p in trial["problems"]
+            ]
+        for cell in family["cells"]:
+            if cell["status"] == "failed":
+                found.append(f"{family['label']}, seed {cell['seed']}: {cell['problem']}")
+    return found
 
 
 def _plain(sentence: words.Sentence) -> str:

@@ -16,7 +16,7 @@ from fedtune.reporting.style import Style, styles
 
 Record = Mapping[str, Any]
 STRATEGY = "strategy.name"
-WIDTH, HEIGHT = 4.8, 3.4
+WIDTH, HEIGHT, LINE_HEIGHT = 4.8, 3.4, 0.17
 
 
 def pictures(record: Record) -> dict[str, tuple[Figure, str]]:
@@ -39,7 +39,7 @@ def caption(name: str, record: Record) -> str:
         "",
     )
     return {
-        "curves": f"{metric.capitalize()} on the test data over the rounds"
+        "curves": f"{metric.capitalize()} on {record['evaluated_on']} over the rounds"
         + (": mean over seeds, band of one standard deviation." if several else "."),
         "upload": f"{metric.capitalize()} against what all clients have sent; the grey line joins "
         "those that no other beats in both.",
@@ -54,11 +54,11 @@ def draw_curves(record: Record) -> Figure | None:
     drawn = [(f, s, curve) for f, s in styled(record) if len(curve := curves_of(f, record)) > 0]
     if not drawn:
         return None
-    figure, axes = _panel()
+    figure, axes = _panel(len(drawn))
     ends = []
     for family, style, curve in drawn:
         rounds, mean, sd = curve[:, 0], curve[:, 1], curve[:, 2]
-        _line(axes, rounds, mean, style, bool(len(rounds) < 25))
+        _line(axes, rounds, mean, style)
         axes.fill_between(rounds, mean - sd, mean + sd, color=style.colour, alpha=0.15, linewidth=0)
         ends.append((rounds[-1], mean[-1], family["label"], style.colour))
     axes.set_xlabel("round")
@@ -73,14 +73,19 @@ def draw_upload(record: Record) -> Figure | None:
     drawn = [(f, s, c) for f, s in styled(record) if len(c := curves_of(f, record)) > 1]
     if not drawn:
         return None
-    figure, axes = _panel()
+    figure, axes = _panel(len(drawn))
     ends = []
     for family, style, curve in drawn:
         spent = curve[curve[:, 3] > 0]
+        if not len(spent):
+            continue
         sent, mean = spent[:, 3] / MIB, spent[:, 1]
         axes.plot(sent, mean, color=style.colour, alpha=0.35, linewidth=1.2, linestyle=style.dash)
-        axes.plot(sent[-1:], mean[-1:], style.marker, color=style.colour, markersize=7)
-        ends.append((sent[-1], mean[-1], family["label"], style.colour))
+        end = _final_point(family) or (sent[-1], mean[-1])
+        axes.plot(*end, style.marker, color=style.colour, markersize=7)
+        ends.append((*end, family["label"], style.colour))
+    if not ends:
+        return None
     front = pareto_front([(x, y) for x, y, *_ in ends], record["lower_is_better"])
     if len(front) > 1:
         axes.plot(*zip(*front, strict=True), color=MUTED, linewidth=1.4, zorder=0)
@@ -169,22 +174,21 @@ def pareto_front(
 def curves_of(family: Record, record: Record) -> np.ndarray[Any, Any]:
     """Round, mean and standard deviation of the metric, mean bytes up: (looks, 4).
 
-    Rounds that every cell with a result has looked at.
+    A seed that ended earlier counts with its last value. The curve ends where a seed diverges.
     """
-    cells = [cell["looks"] for cell in family["cells"] if cell["looks"]]
-    done = [cell["looks"] for cell in family["cells"] if cell["status"] == "done"] or cells[:1]
-    found = [
-        {look["round"]: (look["eval"].get(record["metric"]), look["bytes_up"]) for look in looks}
-        for looks in done
-    ]
-    rounds = sorted(set.intersection(*map(set, found))) if found else []
+    started = [cell["looks"] for cell in family["cells"] if cell["looks"]]
+    done = [cell["looks"] for cell in family["cells"] if cell["status"] == "done"] or started[:1]
+    rounds = sorted({look["round"] for looks in done for look in looks})
     rows = []
     for number in rounds:
-        values = [one[number][0] for one in found]
-        if None in values:
+        last = [[look for look in looks if look["round"] <= number][-1:] for looks in done]
+        if not all(last):
             continue
+        values = [look["eval"].get(record["metric"]) for (look,) in last]
+        if None in values:
+            break
         sd = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-        rows.append((number, np.mean(values), sd, np.mean([one[number][1] for one in found])))
+        rows.append((number, np.mean(values), sd, np.mean([look["bytes_up"] for (look,) in last])))
     return np.asarray(rows, dtype=np.float64).reshape(-1, 4)
 
 
@@ -196,21 +200,27 @@ def styled(record: Record) -> list[tuple[Record, Style]]:
     return list(zip(families, styles(names), strict=True))
 
 
-def _panel() -> tuple[Figure, Axes]:
-    figure = new_figure(WIDTH, HEIGHT)
+def _final_point(family: Record) -> tuple[float, float] | None:
+    """Mean bytes up and mean final metric, as the tables have them."""
+    sent, final = (family["measures"][key] for key in ("bytes_up", "final"))
+    return (sent["mean"] / MIB, final["mean"]) if sent and sent["mean"] and final else None
+
+
+def _panel(lines: int) -> tuple[Figure, Axes]:
+    figure = new_figure(WIDTH, max(HEIGHT, 1.2 + LINE_HEIGHT * lines))
     return figure, figure.add_subplot()
 
 
-def _line(axes: Axes, xs: Any, ys: Any, style: Style, marked: bool) -> None:
+def _line(axes: Axes, xs: Any, ys: Any, style: Style) -> None:
     axes.plot(
         xs, ys, color=style.colour, linestyle=style.dash, linewidth=2,
-        marker=style.marker if marked else None, markersize=3.5,
+        marker=style.marker, markersize=3.5, markevery=max(1, len(xs) // 10),
     )  # fmt: skip
 
 
 def _metric_axis(axes: Axes, record: Record) -> None:
     metric = record["metric"]
-    axes.set_ylabel(f"test {metric}")
+    axes.set_ylabel(metric)
     if metric not in SHARES and metric == "perplexity":
         axes.set_yscale("log")
     tidy(axes, metric)

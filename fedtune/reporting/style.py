@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES: tuple[str, ...] = ("solid", "dashed", "dotted", "dashdot")
-MARKERS = ("o", "s", "^", "D")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+WRAPS = 3
 STRATEGIES = (
     "fedavg", "ffa-lora", "fed-sb", "fedsvd", "fedex-lora", "rolora", "frl", "fedstale", "fedvarp",
     "fedavg-unbiased", "flag", "fedprox", "scaffold", "rerce",
@@ -43,12 +44,13 @@ def styles(names: Sequence[str | None]) -> list[Style]:
             continue
         if name not in order:
             order.append(name)
-        index = order.index(name)
+        wrap, colour = divmod(order.index(name), len(COLOURS))
         again = seen.get(name, 0)
         seen[name] = again + 1
-        found.append(_style(index % len(COLOURS), index // len(COLOURS) + again))
+        found.append(_style(colour, wrap + WRAPS * again))
     return found
 
 
 def _style(colour: int, variant: int) -> Style:
+    """Numbers of dashes and markers have no common factor, so 28 variants differ."""
     return Style(COLOURS[colour], DASHES[variant % len(DASHES)], MARKERS[variant % len(MARKERS)])

@@ -21,6 +21,7 @@ from fedtune.reporting.measures import (
 Record = Mapping[str, Any]
 DIFFERENCES = (
     "",
+    "seeds",
     "difference",
     "95 % interval",
     "p",
@@ -29,6 +30,12 @@ DIFFERENCES = (
     "detectable",
     "verdict",
 )
+
+LATEX = {
+    **{letter: f"\\{letter}" for letter in "%_&#$\u007b\u007d"},
+    "±": r"$\pm$", "ε": r"$\varepsilon$", "–": "--", "<": "$<$", ">": "$>$",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,7 @@ def difference_table(record: Record) -> Table:
         rows.append(
             [
                 Entry(found["label"]),
+                Entry(str(by["n"]), f"{at}.difference.n"),
                 Entry(show(by["mean"]), f"{at}.difference.mean"),
                 Entry(interval, f"{at}.difference.low"),
                 Entry(p_written(found["p"]), f"{at}.p"),
@@ -188,21 +196,12 @@ def _spread(found: Record | None, column: Measure, family: Record, metric: str) 
     if found is None:
         return "never" if column.key.endswith("to_target") else "–"
     text = written(found["mean"], column.unit, metric)
-    if found["sd"]:
+    if found["sd"] and found["sd"] > 1e-9 * abs(found["mean"]):
         spread = written(found["sd"], column.unit, metric)
         text = f"{text.rsplit(' ', 1)[0]} ± {spread}" if " " in text else f"{text} ± {spread}"
-    done = sum(cell["status"] == "done" for cell in family["cells"])
-    return text if found["n"] >= done else f"{text} ({found['n']} of {done})"
+    wanted = len(family["cells"])
+    return text if found["n"] == wanted else f"{text} ({found['n']} of {wanted})"
 
 
 def _latex(text: str) -> str:
-    replaced = {
-        "%": r"\%",
-        "_": r"\_",
-        "&": r"\&",
-        "#": r"\#",
-        "±": r"$\pm$",
-        "ε": r"$\varepsilon$",
-        "–": "--",
-    }
-    return "".join(replaced.get(letter, letter) for letter in text)
+    return "".join(LATEX.get(letter, letter) for letter in text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fedtune.reporting.measures import MEASURES, difference_unit, p_written, written
@@ -10,6 +10,7 @@ from fedtune.reporting.tables import Entry
 
 Record = Mapping[str, Any]
 Sentence = list[str | Entry]
+DEALING = ("clients.", "task.", "local.batch_size", "local.epochs", "local.steps", "local.group")
 TASKS = {
     "image-classification": "images are classified",
     "text-classification": "texts are classified",
@@ -37,57 +38,74 @@ def setting(record: Record) -> Sentence:
     if record["kind"] == "run":
         return [f"One run: {what}, by a federation of ", who, " clients."]
     count = len(record["families"])
-    variants = "one variant" if count == 1 else f"{count} variants"
     over = ", ".join(record["axes"])
-    head = f"{variants[0].upper()}{variants[1:]}" + (f" ({over})" if over else "")
-    start: Sentence = [
+    head = ("One variant" if count == 1 else f"{count} variants") + (f" ({over})" if over else "")
+    own = [key for key in (*record["axes"], *record["tune"]) if key.startswith(DEALING)]
+    but = f", but for what {', '.join(own)} changes" if own else ""
+    return [
         f"{head}: {what}, by a federation of ",
         who,
         " clients. Each was trained under ",
         Entry(str(record["seeds"]), "seeds"),
-        " seeds; within a seed all have the same partition, the same sampled clients and the same "
-        "batches.",
+        f" seed{'s' if record['seeds'] > 1 else ''}; within a seed all have the same partition, "
+        f"the same sampled clients and the same batches{but}.",
+        *_tuned(record),
+        *_budget(record),
     ]
-    return [*start, *_tuned(record), *_budget(record)]
 
 
 def in_short(record: Record) -> list[Sentence]:
     """The result in a few sentences."""
     known = [(i, f) for i, f in enumerate(record["families"]) if f["measures"]["final"]]
+    sentences: list[Sentence] = [*_diverged(record)]
+    sound = [(i, f) for i, f in known if not f["diverged"]]
     if not known:
-        return [["Nothing is finished yet."]]
+        return sentences or [["Nothing is finished yet."]]
     if record["kind"] == "run" or len(known) == 1:
         index, family = known[0]
-        return [[f"{family['label']} reaches ", _final(record, index), "."]]
+        return [[f"{family['label']} reaches ", _final(record, index), "."], *sentences]
+    if sound:
+        sentences.insert(0, _leader(record, sound))
+    return [*sentences, *_verdicts(record)]
+
+
+def _leader(record: Record, families: Sequence[tuple[int, Record]]) -> Sentence:
     pick = min if record["lower_is_better"] else max
-    means = {index: family["measures"]["final"]["mean"] for index, family in known}
+    means = {index: family["measures"]["final"]["mean"] for index, family in families}
     best = [index for index, mean in means.items() if mean == pick(means.values())]
     word = "Lowest" if record["lower_is_better"] else "Highest"
     names = " and ".join(record["families"][index]["label"] for index in best)
-    sentences: list[Sentence] = [
-        [f"{word} on average: {names} with ", _final(record, best[0]), "."]
-    ]
+    return [f"{word} on average: {names} with ", _final(record, best[0]), "."]
+
+
+def _diverged(record: Record) -> Iterator[Sentence]:
+    for index, family in enumerate(record["families"]):
+        if family["diverged"]:
+            count = Entry(str(family["diverged"]), f"families.{index}.diverged")
+            yield [f"{family['label']} diverged under ", count, " of its seeds."]
+
+
+def _verdicts(record: Record) -> Iterator[Sentence]:
+    reference = record["reference"]
     groups: dict[str, list[str]] = {}
     for found in record["differences"]:
         groups.setdefault(found["verdict"], []).append(found["label"])
-    reference = record["reference"]
+    names = {verdict: "; ".join(labels) for verdict, labels in groups.items()}
+    if not groups:
+        yield [f"Nothing can be tested yet: {reference}, the reference, shares no finished seed."]
     for verdict in ("better", "worse"):
-        if verdict in groups:
-            sentences.append(
-                [f"Shown to be {verdict} than {reference}: {', '.join(groups[verdict])}."]
-            )
-    if "no difference shown" in groups:
-        sentences.append(
-            [f"No difference to {reference} shown: {', '.join(groups['no difference shown'])}; "
-             "which is not to say that there is none: see the smallest difference that would have "
-             "been detected."]
-        )  # fmt: skip
-    if "cannot be tested" in groups:
-        sentences.append(
-            [f"Cannot be tested against {reference}: {', '.join(groups['cannot be tested'])} "
-             "(one seed only, or differences that do not vary)."]
-        )  # fmt: skip
-    return sentences
+        if verdict in names:
+            yield [f"Shown to be {verdict} than {reference}: {names[verdict]}."]
+    if "no difference shown" in names:
+        yield [
+            f"No difference to {reference} shown: {names['no difference shown']}; which is not to "
+            "say that there is none: see the smallest difference that would have been detected."
+        ]
+    if "cannot be tested" in names:
+        yield [
+            f"Cannot be tested against {reference}: {names['cannot be tested']} (one seed only, "
+            "differences that do not vary, or seeds that diverged)."
+        ]
 
 
 def statistics_note(record: Record) -> Sentence:
@@ -106,7 +124,8 @@ def statistics_note(record: Record) -> Sentence:
 def glossary(record: Record) -> list[tuple[str, str]]:
     """Each measure that is shown, with its meaning."""
     used = [c for c in MEASURES if any(family["measures"][c.key] for family in record["families"])]
-    found = [(c.title.format(metric=record["metric"]), c.meaning) for c in used]
+    where, metric = record["evaluated_on"], record["metric"]
+    found = [(c.title.format(metric=metric), c.meaning.format(where=where)) for c in used]
     if record["target"] is not None:
         target = written(record["target"], "metric", record["metric"])
         found.append(("target", f"{record['metric']} {target}"))
@@ -151,7 +170,8 @@ def _tuned(record: Record) -> Sentence:
 def _budget(record: Record) -> Sentence:
     budget = record["budget"]
     if budget["kind"] == "rounds":
-        return [" All were trained for the rounds that their scenario says."]
+        early = ", or until they stopped early" if record["early_stopping"] else ""
+        return [f" All were trained for the rounds that their scenario says{early}."]
     unit = "bytes" if budget["kind"] == "bytes_up" else "count"
     spent = {"bytes_up": "of upload", "client_steps": "optimiser steps of clients"}[budget["kind"]]
     amount = Entry(written(budget["amount"], unit, ""), "budget.amount")  # type: ignore[arg-type]

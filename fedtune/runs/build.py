@@ -37,6 +37,7 @@ DTYPES = {
     "float64": torch.float64,
 }
 PROBE_ROWS = 8
+OWN_THREADS = torch.get_num_threads()
 
 
 @dataclass
@@ -93,8 +94,7 @@ def build(
     engine = scenario.engine
     device = torch.device(pick_device(resolved.device if resolved else engine.device))
     threads = resolved.threads if resolved else engine.threads
-    if isinstance(threads, int):
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads if isinstance(threads, int) else OWN_THREADS)
     if engine.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(engine.deterministic)

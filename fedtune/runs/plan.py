@@ -93,7 +93,7 @@ def plan(scenario: str | Path | Scenario, overrides: Overrides = ()) -> Plan:
     state = start_state(federation, None)
     taking_part = _participants(federation)
     first, down, up = _messages(federation, state.arrays)
-    start = _start(federation, state.arrays)
+    start = with_kept(federation, state.arrays)
     works = federation.clients.works(first or list(federation.task.clients.eligible[:1]), 1, start)
     size = federation.engine.settle(works, 1)
     base = held_memory(federation.engine.setting.device)
@@ -149,7 +149,8 @@ def _participants(federation: Federation) -> list[list[int]]:
     return [draw(clients, r) for r in range(1, federation.scenario.run.rounds + 1)]
 
 
-def _start(federation: Federation, arrays: Tensors) -> Tensors:
+def with_kept(federation: Federation, arrays: Tensors) -> Tensors:
+    """Global tensors with what a client that keeps a head begins with."""
     setting = federation.engine.setting
     initial = federation.adapted.initial
     kept = {s.name: initial[s.name].to(setting.device, setting.master) for s in setting.layout.kept}

@@ -76,7 +76,7 @@ def make_strategy(scenario: Scenario) -> AdapterStrategy:
     for key in section.parameters():
         if key not in own:
             allowed = ", ".join(["name", "rule", "weights", "max_weight", *own])
-            raise ScenarioError(
+            raise Incompatible(
                 f"strategy.{key}: unknown key for {section.name!r}; allowed: {allowed}"
             )
     participation = Participation(

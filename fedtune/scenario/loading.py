@@ -39,8 +39,10 @@ def load_scenario(source: str | Path | Scenario, overrides: Overrides = ()) -> S
     Raises:
         ScenarioError: naming the key, what was given and what is allowed.
     """
-    given = source.model_dump() if isinstance(source, Scenario) else _read(source)
-    raw = {key: value for key, value in given.items() if value is not None}
+    if isinstance(source, Scenario):
+        raw = source.model_dump(exclude_none=True)
+    else:
+        raw = _read(source)
     pairs = overrides.items() if isinstance(overrides, Mapping) else map(_parse, overrides)
     for key, value in pairs:
         _put(raw, key, value)

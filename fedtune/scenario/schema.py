@@ -142,7 +142,7 @@ class LocalSection(Section):
         if self.steps is not None and self.epochs is not None:
             raise ValueError("give steps or epochs, not both")
         if self.momentum and self.optimizer != "sgd":
-            raise ValueError(f"momentum is for optimizer 'sgd', not '{self.optimizer}'")
+            raise _incompatible(f"momentum is for optimizer 'sgd', not '{self.optimizer}'")
         if self.steps is None and self.epochs is None:
             self.epochs = 1
         return self
@@ -237,8 +237,8 @@ class Scenario(Section):
     def _check(self) -> Scenario:
         value = self.clients.participation.value
         if isinstance(value, list) and len(value) != self.clients.count:
-            raise ValueError(
-                f"clients.participation.value has {len(value)} probabilities for "
+            raise _incompatible(
+                f"clients.participation.value: has {len(value)} probabilities for "
                 f"clients.count = {self.clients.count}"
             )
         if self.adapter.kind == "none":
@@ -246,6 +246,8 @@ class Scenario(Section):
                 raise _incompatible('adapter.kind = "none": task.head = "frozen" trains nothing')
             if self.task.kind == "causal-lm":
                 raise _incompatible('adapter.kind = "none": causal-lm has no head to train')
+            if self.task.head == "local":
+                raise _incompatible('adapter.kind = "none": task.head = "local" sends nothing')
         return self
 
 

@@ -213,3 +213,78 @@ def test_a_comparison_can_be_moved(done, tmp_path):
         assert watch.trained == 0
     finally:
         moved.rename(done.path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "message"),
+    [
+        ({}, {"over": {"strategy.name": ["all"]}, "reference": {"strategy.name": "fedvag"}},
+         "is none of the combinations"),
+        ({}, {"over": {**OVER, "adapter.kind": ["ffa", "lora"]},
+              "reference": {"strategy.name": "ffa-lora", "adapter.kind": "lora"}},
+         "--reference ffa-lora, kind lora: cannot be: .*needs one of: ffa"),
+        ({}, {"over": ONE, "tune": {"adapter.targets": [["nowhere"]]}}, "nowhere"),
+        ({}, {"over": ONE, "tune": {"local.lr": [-1.0]}}, "local.lr = -1"),
+        ({"task__kind": "causal-lm", "task__base": "builtin:llama-words",
+          "task__data": "builtin:sums", "task__instruction": "instruction", "task__response": "response",
+          "task__extract": "(.*)", "clients__partition": {"kind": "iid"}},
+         {"over": ONE, "tune": {"local.lr": [1e-3]}, "metric": "exact_match"},
+         r"--metric 'exact_match': allowed \(of a search, on validation data\)"),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_refused_and_leave_what_is_there(
+    tmp_path, done, changes, settings, message
+):
+    before = (done.path / "comparison.toml").read_bytes()
+    with pytest.raises(ScenarioError, match=message):
+        fedtune.compare("quickstart", overrides=small(**changes), out=done.path, **settings)
+    assert (done.path / "comparison.toml").read_bytes() == before
+    assert resume_comparison(done.path).record["differences"] == done.record["differences"]
+
+
+def test_a_budget_of_rounds_is_a_number_of_rounds(tmp_path):
+    found = fedtune.compare("quickstart", ONE, small(), tmp_path / "r", seeds=1,
+                            budget={"kind": "rounds", "amount": 3})  # fmt: skip
+    assert directories(found, "fedavg")[0].summary["rounds"] == 3
+
+
+def test_where_it_cannot_be_written(tmp_path, done):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "something").write_text("")
+    for out in (tmp_path / "file", tmp_path / "folder", directories(done, "fedavg")[0].path):
+        with pytest.raises(ScenarioError, match=r"--out .*(cannot be used|is no comparison)"):
+            fedtune.compare("quickstart", ONE, small(), out, seeds=1)
+
+
+def test_a_strategy_that_raises_anything_costs_its_own_cells_only(tmp_path, monkeypatch):
+    from strategies.ffa_lora import FFALoRA
+
+    def broken(self, server_round, replies):
+        raise KeyError("planted")
+
+    monkeypatch.setattr(FFALoRA, "aggregate_train", broken)
+    with pytest.raises(RunError, match=r"ffa-lora, seed 0: KeyError: 'planted'"):
+        fedtune.compare("quickstart", OVER, small(), tmp_path / "b", seeds=1)
+    assert fedtune.frame(tmp_path / "b")["status"].tolist() == ["done", "failed"]
+
+
+def test_parts_of_a_table_that_is_not_there_and_keys_that_need_one_another():
+    from fedtune.comparison.grid import families
+
+    base = fedtune.load_scenario("quickstart")
+    found = families(base, {"run.early_stopping.patience": [1, 2]})
+    assert [f.scenario.run.early_stopping.patience for f in found] == [1, 2]
+    axes = {"local.optimizer": ["sgd", "adamw"], "local.momentum": [0.0, 0.9]}
+    assert [f.over for f in families(base, axes) if f.scenario is None] == [
+        {"local.optimizer": "adamw", "local.momentum": 0.9}
+    ]
+
+
+def test_a_name_of_a_cell_does_not_depend_on_keys_that_keep_their_defaults():
+    from fedtune.comparison.cells import Cell
+
+    base = fedtune.load_scenario("quickstart")
+    spelled = fedtune.load_scenario("quickstart", {"faults.on_error": "raise"})
+    other = fedtune.load_scenario("quickstart", {"faults.on_error": "skip"})
+    assert Cell("", base).digest == Cell("", spelled).digest != Cell("", other).digest

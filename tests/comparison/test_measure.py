@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
@@ -54,16 +55,17 @@ def test_less_perplexity_is_better(tmp_path):
 def family(label, finals, **over):
     cells = [
         {"seed": seed, "status": "done" if value is not None else "waiting",
-         "measures": {"final": value}}
+         "measures": {"final": None if value is math.inf else value}}
         for seed, value in enumerate(finals)
     ]  # fmt: skip
-    return {"label": label, "over": over, "cells": cells}
+    diverged = sum(value is math.inf for value in finals)
+    return {"label": label, "over": over, "cells": cells, "diverged": diverged}
 
 
 def test_differences_are_paired_by_seed_and_only_over_seeds_that_both_have():
     reference = family("a", [0.80, 0.90, 0.70, None])
     other = family("b", [0.85, 0.96, None, 0.10])
-    (found,) = _differences([reference, other], 0, "accuracy")
+    (found,) = _differences([reference, other], "a", "accuracy")
     assert found["difference"]["n"] == 2
     assert found["difference"]["mean"] == pytest.approx(0.055)
     assert found["verdict"] == "no difference shown"
@@ -74,10 +76,10 @@ def test_differences_are_paired_by_seed_and_only_over_seeds_that_both_have():
 def test_a_verdict_knows_which_way_is_better(metric, verdict):
     reference = family("a", [1.0, 1.1, 0.9, 1.05])
     other = family("b", [2.0, 2.11, 1.9, 2.06])
-    (found,) = _differences([reference, other], 0, metric)
+    (found,) = _differences([reference, other], "a", metric)
     assert found["verdict"] == verdict
     same = family("c", [1.5, 1.6, 1.4, 1.55])
-    assert _differences([reference, same], 0, metric)[0]["verdict"] == "cannot be tested"
+    assert _differences([reference, same], "a", metric)[0]["verdict"] == "cannot be tested"
 
 
 def test_what_an_attack_costs_is_paired_with_the_run_without_it():
@@ -93,3 +95,19 @@ def test_what_an_attack_costs_is_paired_with_the_run_without_it():
     assert lost[2] == pytest.approx([0.4, 0.2])
     assert lost[3][0] == pytest.approx(0.1)
     assert lost[3][1] is None
+
+
+def test_a_family_that_diverged_under_some_seed_is_not_tested_by_the_seeds_that_survived():
+    reference = family("a", [0.5, 0.52, 0.51, 0.53])
+    other = family("b", [0.9, 0.91, 0.92, math.inf])
+    sound = family("c", [0.9, 0.91, 0.93, 0.92])
+    found = _differences([reference, other, sound], "a", "accuracy")
+    assert [one["verdict"] for one in found] == ["cannot be tested", "better"]
+    assert found[0]["difference"]["n"] == 3
+    assert found[1]["p"] == found[1]["p_holm"]
+
+
+def test_what_an_older_run_does_not_say_is_unknown_and_not_zero(tmp_path):
+    run = written(tmp_path / "run", [0.5, 0.6])
+    assert measure(run, "accuracy", None)["seconds_server"] is None
+    assert measure(run, "accuracy", None)["client_steps"] == 6

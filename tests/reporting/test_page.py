@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html.parser
+import itertools
 import json
 import re
 
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 import fedtune
 from fedtune.cli.app import app
+from fedtune.reporting.figure import LABEL_GAP, spread_out
 from fedtune.reporting.measures import MEASURES, p_written, written
 from fedtune.reporting.page import html as page_of
 from fedtune.reporting.page import page_latex, page_markdown
@@ -83,11 +85,11 @@ def test_every_number_of_the_page_is_what_the_record_says_at_its_place(done):
             shown = written(found["mean"], units[key], record["metric"])
         elif key in ("p", "p_holm", "rank_p"):
             shown = p_written(found)
-        elif key in ("clients", "seeds"):
+        elif key in ("clients", "seeds", "n", "diverged"):
             shown = f"{found:,}"
         else:
             shown = written(found, "metric", record["metric"], signed="difference" in source)
-        number = re.match(r"[+-]?[\d,.]+|–|< 0.001", shown)[0].lstrip("+")
+        number = re.match(r"[+-]?[\d,.]+|–|never|< 0.001", shown)[0].lstrip("+")
         assert number in text, (source, text, shown)
 
 
@@ -132,7 +134,7 @@ def test_markdown_latex_and_csv(done):
     assert done.record["command"] in text
     for line in text.splitlines():
         if line.startswith("|"):
-            assert line.count("|") in (6, 7, 8, 12, 13)
+            assert line.count("|") in (6, 7, 9, 12, 13)
     tex = page_latex(done.record)
     assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 3
     assert not re.search(r"(?<!\\)%", tex)
@@ -144,7 +146,7 @@ def test_markdown_latex_and_csv(done):
 def test_characters_that_mean_something_to_a_format():
     table = Table(["", "a|b"], [[Entry("50 % & <b>"), Entry("x_1")]])
     assert "a\\|b" in markdown(table)
-    assert r"50 \% \& <b> & x\_1 \\" in latex(table)
+    assert r"50 \% \& $<$b$>$ & x\_1 \\" in latex(table)
 
 
 def test_what_a_scenario_says_cannot_become_markup(done):
@@ -219,6 +221,13 @@ def test_no_two_families_look_alike_and_a_strategy_keeps_its_colour():
     assert len(set(found)) == len(names)
     assert styles(["flag"])[0] == found[names.index("flag")]
     assert len(set(styles([None] * 20))) == 20
-    same = styles(["fedavg", "fedavg"])
-    assert same[0].colour == same[1].colour
-    assert same[0] != same[1]
+    same = styles(["fedavg"] * 8 + ["fedstale"] * 8)
+    assert len(set(same)) == 16
+    assert len({style.colour for style in same}) == 1
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=15))
+def test_labels_keep_their_order_and_do_not_overlap(heights):
+    placed = spread_out(sorted(heights))
+    assert all(b - a >= LABEL_GAP - 1e-9 for a, b in itertools.pairwise(placed))
+    assert max(placed) <= 1.0
