@@ -16,6 +16,11 @@ from fedtune.runs.directory import RunDirectory
 from tests.runs.kit import adapter_bytes, lines, small
 
 ONE = {"strategy.name": ["fedavg"]}
+SUMS = {
+    "task__kind": "causal-lm", "task__base": "builtin:llama-words", "task__data": "builtin:sums",
+    "task__instruction": "instruction", "task__response": "response", "task__extract": "(.*)",
+    "task__extract_tokens": 8, "clients__partition": {"kind": "iid"},
+}  # fmt: skip
 OVER = {"strategy.name": ["fedavg", "ffa-lora"]}
 
 
@@ -225,10 +230,7 @@ def test_a_comparison_can_be_moved(done, tmp_path):
          "--reference ffa-lora, kind lora: cannot be: .*needs one of: ffa"),
         ({}, {"over": ONE, "tune": {"adapter.targets": [["nowhere"]]}}, "nowhere"),
         ({}, {"over": ONE, "tune": {"local.lr": [-1.0]}}, "local.lr = -1"),
-        ({"task__kind": "causal-lm", "task__base": "builtin:llama-words",
-          "task__data": "builtin:sums", "task__instruction": "instruction", "task__response": "response",
-          "task__extract": "(.*)", "clients__partition": {"kind": "iid"}},
-         {"over": ONE, "tune": {"local.lr": [1e-3]}, "metric": "exact_match"},
+        (SUMS, {"over": ONE, "tune": {"local.lr": [1e-3]}, "metric": "exact_match"},
          r"--metric 'exact_match': allowed \(of a search, on validation data\)"),
     ],
 )  # fmt: skip
