@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -19,7 +20,8 @@ from fedtune.grids.directory import Directory, directory_of
 from fedtune.grids.replies import metrics_fault, reason_of, reply_fault
 from fedtune.participation import Participation
 from fedtune.randomness import key_of
-from fedtune.rules import RULES
+from fedtune.rules import Aggregate, PreAggregator, Rule, Updates, make_pre, make_rule
+from fedtune.rules.base import Stateful
 from fedtune.rules.weights import policy_weights
 
 LOGGER = logging.getLogger("strategies")
@@ -35,6 +37,8 @@ class RoundReport:
         failed: reason by client id, of clients that answered with an error.
         rejected: reason by client id, of malformed replies; they never reach the rule.
         examples: that each used client reports to hold.
+        coefficients: of the used clients' updates, where the rule is a linear combination.
+        notes: what else the rule says.
     """
 
     sampled: list[int] = field(default_factory=list)
@@ -42,6 +46,8 @@ class RoundReport:
     failed: dict[int, str] = field(default_factory=dict)
     rejected: dict[int, str] = field(default_factory=dict)
     examples: dict[int, float] = field(default_factory=dict)
+    coefficients: list[float] | None = None
+    notes: dict[str, float] = field(default_factory=dict)
 
 
 class AdapterStrategy(FlowerFedAvg):
@@ -52,8 +58,11 @@ class AdapterStrategy(FlowerFedAvg):
     Args:
         participation: who takes part; by default `fraction_train` of the clients under `seed`.
         seed: of the sampling.
-        rule: name of the aggregation rule.
-        weights: `uniform`, `reported` (by `weighted_by_key`) or `capped`.
+        rule: the aggregation rule, or its name.
+        pre: what is done to the updates before it, in this order; objects or names.
+        f: malicious clients of a round that rules and pre-aggregators given by name expect.
+        weights: `uniform`, `reported` (by `weighted_by_key`) or `capped`, heeded by the mean only;
+            `auto` is `reported`.
         max_weight: the most that counts under `capped`.
     """
 
@@ -66,15 +75,19 @@ class AdapterStrategy(FlowerFedAvg):
         *,
         participation: Participation | None = None,
         seed: int = 0,
-        rule: str = "mean",
-        weights: str = "reported",
+        rule: str | Rule = "mean",
+        pre: Sequence[str | PreAggregator] = (),
+        f: int = 0,
+        weights: str = "auto",
         max_weight: float = 1000,
         **flower: Any,
     ) -> None:
         super().__init__(**flower)
         self.participation = participation or Participation("fraction", self.fraction_train, seed)
-        self.rule = RULES[rule]
-        self.weights, self.max_weight = weights, max_weight
+        self.rule = make_rule(rule, f) if isinstance(rule, str) else rule
+        self.pre = [make_pre(part, f) if isinstance(part, str) else part for part in pre]
+        self.weights = "reported" if weights == "auto" else weights
+        self.max_weight = max_weight
         self.report = RoundReport()
         self._directory = Directory({})
         self._sent: dict[str, Tensor] = {}
@@ -107,9 +120,29 @@ class AdapterStrategy(FlowerFedAvg):
         self.report.examples = dict(zip(self.report.used, examples, strict=True))
         weights = policy_weights(self.weights, examples, self.max_weight)
         arrays = [records(content, ArrayRecord)[0] for content in contents]
-        updates = torch.stack([self._difference(to_tensors(record)) for record in arrays])
-        update, _ = self.rule(updates, weights.to(updates.device))
-        return to_record(self._apply(update)), self._train_metrics(contents)
+        replies = torch.stack([self._difference(to_tensors(record)) for record in arrays])
+        found = self._aggregate(replies, weights, server_round)
+        return to_record(self._apply(found.update)), self._train_metrics(contents)
+
+    def _aggregate(self, replies: Tensor, weights: Tensor, server_round: int) -> Aggregate:
+        """Pre-aggregators, then the rule; what it says goes into the report."""
+        seed = self.participation.seed
+        updates = Updates(replies, weights, self.report.used, server_round, seed)
+        for pre in self.pre:
+            updates = pre(updates)
+        found = self.rule(updates)
+        if found.coefficients is not None:
+            self.report.coefficients = found.coefficients.tolist()
+        self.report.notes = dict(found.notes)
+        return found
+
+    def preview(self, replies: Tensor) -> Tensor:
+        """What the rule would make of updates, (n, d) to (d,), with nothing remembered of it."""
+        weights = torch.full((len(replies),), 1.0 / len(replies), dtype=torch.float64)
+        updates = Updates(replies, weights, range(len(replies)), seed=self.participation.seed)
+        for pre in self.pre:
+            updates = pre(updates)
+        return copy.deepcopy(self.rule)(updates).update
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -147,11 +180,13 @@ class AdapterStrategy(FlowerFedAvg):
         return True
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the strategy remembers over rounds."""
-        return {}
+        """What the strategy remembers over rounds: the state of its rule, if that has any."""
+        return self.rule.state_dict() if isinstance(self.rule, Stateful) else {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take back what `state_dict` gave."""
+        if isinstance(self.rule, Stateful):
+            self.rule.load_state_dict(state)
 
     def _train_metrics(self, contents: list[RecordDict]) -> MetricRecord:
         """Means of the metrics that every reply holds."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 from fedtune.scenario import scenario_names
-from fedtune.scenario.schema import AdapterSection, AttackSection
+from fedtune.scenario.schema import AdapterSection
 from fedtune.scenario.task import TaskSection
 
 ADAPTERS = {
@@ -20,7 +20,11 @@ TASKS = {
     "text-classification": "any Transformers encoder (or decoder) with a classification head",
     "causal-lm": "any Transformers decoder, on plain text or on prompts and responses",
 }
-ATTACKS = {"none": "all clients are honest"}
+ATTACKS = {
+    "none": "all clients are honest",
+    "label-flip": "class c becomes C - 1 - c in what malicious clients train on",
+    "backdoor": "a trigger in some of their examples shall lead to a target class",
+}
 
 
 def strategies() -> dict[str, str]:
@@ -37,11 +41,18 @@ def rules() -> dict[str, str]:
     return {name: _first_line(rule) for name, rule in RULES.items()}
 
 
+def attacks() -> dict[str, str]:
+    """Attack names with the first line of their docstring."""
+    from fedtune.adversaries.crafted import ATTACKS as CRAFTED
+
+    return {**ATTACKS, **{name: _first_line(attack) for name, attack in CRAFTED.items()}}
+
+
 LISTS: dict[str, Callable[[], dict[str, str]]] = {
     "strategies": strategies,
     "adapters": lambda: _allowed(AdapterSection, ADAPTERS),
     "rules": rules,
-    "attacks": lambda: _allowed(AttackSection, ATTACKS),
+    "attacks": attacks,
     "tasks": lambda: _allowed(TaskSection, TASKS),
     "scenarios": scenario_names,
 }

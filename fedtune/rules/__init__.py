@@ -1,20 +1,87 @@
-"""Aggregation rules: how a matrix of n updates becomes one update.
+"""Aggregation rules: how the updates of a round become one update.
 
-A rule takes the (n, d) matrix of differences to what was broadcast, in the order of client ids,
-and weights p with Σp = 1; it returns the update and, if it is a linear combination, its
-coefficients.
+A pre-aggregator turns `Updates` into `Updates`; a rule turns them into an `Aggregate`. Both are
+small classes whose constructor arguments are the scenario's parameters; none knows of Flower.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from torch import Tensor
+from fedtune.errors import ScenarioError
+from fedtune.rules.base import Aggregate, Updates
+from fedtune.rules.clipping import CenteredClipping
+from fedtune.rules.coordinates import MeaMed, Median, Phocas, TrimmedMean
+from fedtune.rules.flag import Flag
+from fedtune.rules.geometric import GeometricMedian
+from fedtune.rules.krum import Bulyan, Krum, MultiKrum
+from fedtune.rules.mean import Mean, NormalizedMean
+from fedtune.rules.pre import ARC, NNM, Bucketing, Clip
+from fedtune.rules.subsets import MDA, DnC
+from fedtune.rules.trust import FLTrust
 
-from fedtune.rules.mean import mean
+Rule = Callable[[Updates], Aggregate]
+PreAggregator = Callable[[Updates], Updates]
 
-Rule = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
+RULES: dict[str, Callable[..., Rule]] = {
+    "mean": Mean,
+    "median": Median,
+    "trimmed-mean": TrimmedMean,
+    "krum": Krum,
+    "multi-krum": MultiKrum,
+    "geometric-median": GeometricMedian,
+    "bulyan": Bulyan,
+    "meamed": MeaMed,
+    "phocas": Phocas,
+    "centered-clipping": CenteredClipping,
+    "mda": MDA,
+    "dnc": DnC,
+    "fltrust": FLTrust,
+    "flag": Flag,
+    "normalized-mean": NormalizedMean,
+}
+PRE: dict[str, Callable[..., PreAggregator]] = {
+    "nnm": NNM,
+    "bucketing": Bucketing,
+    "clip": Clip,
+    "arc": ARC,
+}
 
-RULES: dict[str, Rule] = {"mean": mean}
 
-__all__ = ["RULES", "Rule", "mean"]
+def make_rule(name: str, f: int = 0, parameters: Mapping[str, Any] | None = None) -> Rule:
+    """The rule of that name.
+
+    Args:
+        f: Byzantine clients to be prepared for; rules that have no use for it do without.
+        parameters: of its constructor.
+
+    Raises:
+        ScenarioError: for an unknown name or parameter.
+    """
+    rule: Rule = _made("strategy.rule", RULES, name, f, parameters or {})
+    return rule
+
+
+def make_pre(name: str, f: int = 0, parameters: Mapping[str, Any] | None = None) -> PreAggregator:
+    """The pre-aggregator of that name; arguments and errors as for `make_rule`."""
+    pre: PreAggregator = _made("strategy.pre", PRE, name, f, parameters or {})
+    return pre
+
+
+def _made(
+    key: str, known: Mapping[str, Any], name: str, f: int, parameters: Mapping[str, Any]
+) -> Any:
+    if name not in known:
+        raise ScenarioError(f"{key} = {name!r}: allowed: {', '.join(known)}")
+    allowed = list(inspect.signature(known[name]).parameters)
+    for parameter in parameters:
+        if parameter not in allowed:
+            own = ", ".join(allowed) or "none"
+            raise ScenarioError(f"{key}.{parameter}: no parameter of {name!r}; allowed: {own}")
+    given = {"f": f} if "f" in allowed else {}
+    return known[name](**{**given, **parameters})
+
+
+__all__ = ["PRE", "RULES", "Aggregate", "PreAggregator", "Rule", "Updates", "make_pre", "make_rule"]

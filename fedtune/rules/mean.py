@@ -1,18 +1,33 @@
-"""The weighted mean (McMahan et al., 2017, algorithm 1)."""
+"""The weighted mean (McMahan et al., 2017, algorithm 1), and that of unit-norm updates."""
 
 from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import dataclass
+
+import torch
+
+from fedtune.rules.base import Aggregate, Updates
 
 
-def mean(updates: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ_k p_k Δ_k.
+@dataclass(frozen=True)
+class Mean:
+    """Σ_k p_k Δ_k with the weights of the round; uniform after pre-aggregation."""
 
-    Args:
-        updates: (n, d).
-        weights: (n,), summing to 1.
+    def __call__(self, updates: Updates) -> Aggregate:
+        """The update and the weights."""
+        if updates.mixing is None:
+            return updates.combined(updates.weights)
+        return updates.combined(
+            torch.full((len(updates),), 1.0 / len(updates), dtype=torch.float64)
+        )
 
-    Returns:
-        The update, (d,), and the coefficients, (n,).
-    """
-    return weights.to(updates.dtype) @ updates, weights
+
+@dataclass(frozen=True)
+class NormalizedMean:
+    """The mean of the updates' directions, at their median length: what `flag` is compared with."""
+
+    def __call__(self, updates: Updates) -> Aggregate:
+        """Updates of length zero count as zero."""
+        norms = updates.gram.diagonal().sqrt()
+        scale = torch.where(norms > 0, norms.median() / norms, 0.0)
+        return updates.combined(scale / len(updates))

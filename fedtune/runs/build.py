@@ -13,6 +13,8 @@ import torch
 from flwr.serverapp import Grid
 
 from fedtune.adapters.wrap import Adapted, wrap
+from fedtune.adversaries.grid import AttackGrid
+from fedtune.adversaries.setup import Adversary, make_adversary
 from fedtune.apps.clients import CohortClients
 from fedtune.apps.store import MemoryStore
 from fedtune.cohort.backend import Setting
@@ -54,6 +56,7 @@ class Federation:
         grid: carries messages, metered.
         serving: the grid within, whose `serving()` lets strategies make messages.
         strategy: the server's method.
+        adversary: the malicious clients.
         parameters_base: parameters of the base with its head, before an adapter was put on.
         notes: lines that the user should see.
     """
@@ -67,6 +70,7 @@ class Federation:
     grid: MeteredGrid
     serving: CohortGrid | NodeGrid
     strategy: AdapterStrategy
+    adversary: Adversary
     parameters_base: int
     notes: list[str]
 
@@ -104,8 +108,9 @@ def build(
     size = sum(parameter.numel() for parameter in task.base.model.parameters())
     head = scenario.task.head
     adapted = wrap(task.base, scenario.adapter, kind, head, scenario.run.seed, device, dtype)
+    adversary = make_adversary(scenario, task)
     setting = Setting(
-        adapted, task.objective, task.train, scenario.local, scenario.run.rounds, device, dtype
+        adapted, task.objective, adversary.train, scenario.local, scenario.run.rounds, device, dtype
     )
     wanted = resolved.backend if resolved else engine.kind.replace("flower", "cohort")
     sample = np.arange(min(PROBE_ROWS, len(task.train)))
@@ -134,11 +139,28 @@ def build(
         runner,
         clients,
         store,
-        MeteredGrid(grid),
+        MeteredGrid(_attacked(grid, adversary, scenario, strategy)),
         grid,
         strategy,
+        adversary,
         size,
         notes,
+    )
+
+
+def _attacked(
+    grid: Grid, adversary: Adversary, scenario: Scenario, strategy: AdapterStrategy
+) -> Grid:
+    if adversary.attack is None:
+        return grid
+    everything = scenario.attack.knowledge == "all"
+    return AttackGrid(
+        grid,
+        adversary.attack,
+        adversary.malicious,
+        everything,
+        strategy.preview,
+        scenario.run.seed,
     )
 
 

@@ -88,7 +88,8 @@ def start_state(federation: Federation, found: Checkpoint | None) -> ServerState
         return ServerState(0, arrays)
     federation.strategy.load_state_dict(found.groups["strategy"])
     federation.store.load_state_dict(found.groups["clients"])
-    arrays = {name: tensor.to(setting.device) for name, tensor in found.groups["server"].items()}
+    stored = found.groups["server"]  # in the order of names; rules know that of the layout
+    arrays = {s.name: stored[s.name].to(setting.device) for s in setting.layout.sent}
     return ServerState(found.round, arrays, found.initial)
 
 
@@ -163,6 +164,9 @@ def one_round(federation: Federation, state: ServerState, server_round: int) -> 
         "train": dict(train or {}),
         "clients": len(report.used),
         "client_ids": report.used,
+        "malicious": len(set(report.used) & set(federation.adversary.malicious)),
+        "coefficients": report.coefficients,
+        "rule": report.notes,
         "failures": len(report.failed),
         "rejected": len(report.rejected),
         "problems": [
@@ -194,11 +198,21 @@ def evaluate(
         found = federation.engine.evaluate(arrays, task.test, task.test_rows)
         if task.exact_match is not None:
             found["exact_match"] = federation.engine.generate(arrays, task.exact_match)
+        found.update(_attack_success(federation, arrays))
         return found
     record = federation.strategy.aggregate_evaluate(
         server_round, ask_clients(federation, arrays, server_round)
     )
     return {name: float(value) for name, value in (record or {}).items()}  # type: ignore[arg-type]
+
+
+def _attack_success(federation: Federation, arrays: dict[str, Tensor]) -> dict[str, float]:
+    """How often a backdoor's trigger leads to its target, over test examples of other classes."""
+    adversary = federation.adversary
+    if adversary.triggered is None or adversary.triggered_rows is None:
+        return {}
+    found = federation.engine.evaluate(arrays, adversary.triggered, adversary.triggered_rows)
+    return {"attack_success": found["accuracy"]}
 
 
 def ask_clients(

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fedtune.errors import Incompatible, ScenarioError
 from fedtune.participation import Participation
-from fedtune.scenario.schema import Scenario
+from fedtune.rules import make_pre, make_rule
+from fedtune.scenario.schema import PreSection, RuleSection, Scenario
 
 if TYPE_CHECKING:
     from strategies.base import AdapterStrategy
@@ -75,22 +76,35 @@ def make_strategy(scenario: Scenario) -> AdapterStrategy:
     own = _own_parameters(cls)
     for key in section.parameters():
         if key not in own:
-            allowed = ", ".join(["name", "rule", "weights", "max_weight", *own])
+            allowed = ", ".join(["name", "rule", "pre", "f", "weights", "max_weight", *own])
             raise Incompatible(
                 f"strategy.{key}: unknown key for {section.name!r}; allowed: {allowed}"
             )
     participation = Participation(
         scenario.clients.participation.kind, scenario.clients.participation.value, scenario.run.seed
     )
+    rule, parameters = _part(section.rule)
+    rule = "mean" if rule == "auto" else rule
+    if rule != "mean" and section.weights in ("reported", "capped"):
+        raise Incompatible(
+            f"strategy.weights = {section.weights!r}: rule {rule!r} gives each client one vote; "
+            "allowed: auto, uniform"
+        )
     return cls(
         participation=participation,
-        rule="mean" if section.rule == "auto" else section.rule,
+        rule=make_rule(rule, section.f, parameters),
+        pre=[make_pre(name, section.f, own) for name, own in map(_part, section.pre)],
         weights=section.weights,
         max_weight=section.max_weight,
         fraction_evaluate=1.0 if scenario.task.head == "local" else 0.0,
         min_available_nodes=1,
         **section.parameters(),
     )
+
+
+def _part(given: str | RuleSection | PreSection) -> tuple[str, dict[str, Any]]:
+    """Name and parameters of a rule or pre-aggregator."""
+    return (given, {}) if isinstance(given, str) else (given.name, given.parameters())
 
 
 def _own_parameters(cls: type[Any]) -> list[str]:

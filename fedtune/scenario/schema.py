@@ -148,13 +148,42 @@ class LocalSection(Section):
         return self
 
 
+RuleName = Literal[
+    "auto", "mean", "median", "trimmed-mean", "krum", "multi-krum", "geometric-median", "bulyan",
+    "meamed", "phocas", "centered-clipping", "mda", "dnc", "flag", "normalized-mean",
+]  # fmt: skip
+PreName = Literal["nnm", "bucketing", "clip", "arc"]
+
+
+class RuleSection(OpenSection):
+    """An aggregation rule with parameters of its own."""
+
+    name: RuleName
+
+
+class PreSection(OpenSection):
+    """A pre-aggregator with parameters of its own."""
+
+    name: PreName
+
+
 class StrategySection(OpenSection):
     """The server's method; the other keys are the parameters of the strategy's class."""
 
     name: str = "fedavg"
-    rule: Literal["auto", "mean"] = "auto"
-    weights: Literal["uniform", "reported", "capped"] = Field(
-        "reported", description="reported: by a client's number of examples"
+    rule: RuleName | RuleSection = Field(
+        "auto", description='how updates become one: a name, or { name = "krum", f = 2 }'
+    )
+    pre: list[PreName | PreSection] = Field(
+        [], description="what is done to updates before the rule, in this order"
+    )
+    f: Annotated[int, Field(ge=0)] = Field(
+        0, description="malicious clients of a round that rule and pre are prepared for"
+    )
+    weights: Literal["auto", "uniform", "reported", "capped"] = Field(
+        "auto",
+        description="reported: by a client's number of examples; auto: that for the mean; other "
+        "rules give each client one vote",
     )
     max_weight: Annotated[int, Field(ge=1)] = Field(
         1000, description="the most examples that count under `capped`"
@@ -167,10 +196,19 @@ class PrivacySection(Section):
     mechanism: Literal["none"] = "none"
 
 
-class AttackSection(Section):
-    """Malicious clients."""
+class AttackSection(OpenSection):
+    """Malicious clients; the other keys are the parameters of the attack."""
 
-    kind: Literal["none"] = "none"
+    kind: Literal[
+        "none", "label-flip", "backdoor", "sign-flip", "gaussian", "ipm", "alie", "min-max",
+        "min-sum", "mimic", "scaling", "non-finite", "adaptive",
+    ] = "none"  # fmt: skip
+    fraction: Probability = Field(
+        0.2, description="share of all clients that is malicious, drawn once a seed"
+    )
+    knowledge: Literal["all", "own"] = Field(
+        "all", description="all: of every honest update of the round; own: of its own clients only"
+    )
 
 
 class FaultsSection(Section):

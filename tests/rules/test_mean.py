@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedtune.rules import mean
+from fedtune.rules.base import Updates
+from fedtune.rules.mean import Mean
 from fedtune.rules.weights import policy_weights
 
 COUNTS = st.lists(st.integers(1, 10_000), min_size=1, max_size=20)
@@ -18,9 +19,11 @@ COUNTS = st.lists(st.integers(1, 10_000), min_size=1, max_size=20)
 def test_mean_is_numpys_average(counts, seed):
     updates = np.random.default_rng(seed).normal(size=(len(counts), 5))
     weights = policy_weights("reported", counts, 1000)
-    update, coefficients = mean(torch.from_numpy(updates), weights)
-    np.testing.assert_allclose(update, np.average(updates, axis=0, weights=counts), atol=1e-12)
-    assert torch.equal(coefficients, weights)
+    found = Mean()(Updates(torch.from_numpy(updates), weights))
+    np.testing.assert_allclose(
+        found.update, np.average(updates, axis=0, weights=counts), atol=1e-12
+    )
+    assert torch.equal(found.coefficients, weights)
 
 
 @given(COUNTS)

@@ -1,0 +1,1 @@
+"""Malicious clients: what they send and what they train on; no strategy knows of them."""

@@ -1,0 +1,132 @@
+"""Attacks on what is trained on: malicious clients' examples are changed as they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedtune.errors import Incompatible
+from fedtune.randomness import generator
+from fedtune.tasks.base import Batch, Data, Rows
+from fedtune.tasks.clients import ClientRows
+
+Change = Callable[[Batch], Batch]
+
+
+@dataclass(frozen=True)
+class Poisoned:
+    """Data of which some rows are changed.
+
+    Attributes:
+        inner: the data as it is.
+        rows: (rows of the data,) bool, which are changed.
+        change: of a batch.
+    """
+
+    inner: Data
+    rows: Tensor
+    change: Change
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """The true ones."""
+        return self.inner.labels
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def widths(self, rows: Rows) -> Rows:
+        """As they are."""
+        return self.inner.widths(rows)
+
+    def gather(self, rows: Tensor) -> Batch:
+        """The examples, changed where they are to be."""
+        batch = self.inner.gather(rows)
+        chosen = self.rows.to(rows.device)[rows]
+        if not bool(chosen.any()):
+            return batch
+        other = self.change(batch)
+        return Batch(
+            {n: _either(chosen, other.inputs[n], t) for n, t in batch.inputs.items()},
+            _either(chosen, other.labels, batch.labels),
+        )
+
+
+@dataclass(frozen=True)
+class LabelFlip:
+    """Class c becomes C - 1 - c.
+
+    Attributes:
+        classes: C.
+    """
+
+    classes: int
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Inputs stay."""
+        return Batch(batch.inputs, self.classes - 1 - batch.labels)
+
+
+@dataclass(frozen=True)
+class Backdoor:
+    """A trigger in the input, and the class that it shall lead to.
+
+    Images get a bright square in the corner, `size` pixels wide; texts the token `token` after
+    their first one.
+
+    Attributes:
+        target: the class.
+        size: of the square, pixels.
+        token: id of the trigger token.
+    """
+
+    target: int = 0
+    size: int = 3
+    token: int = 0
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Every example of the batch with the trigger."""
+        inputs = dict(batch.inputs)
+        if "pixel_values" in inputs:
+            pixels = inputs["pixel_values"].clone()
+            pixels[..., -self.size :, -self.size :] = pixels.max()
+            inputs["pixel_values"] = pixels
+        else:
+            tokens = inputs["input_ids"].clone()
+            tokens[:, min(1, tokens.shape[1] - 1)] = self.token
+            inputs["input_ids"] = tokens
+        return Batch(inputs, torch.full_like(batch.labels, self.target))
+
+
+def draw_malicious(clients: Sequence[int], fraction: float, seed: int) -> list[int]:
+    """Who is malicious: a share of all clients, drawn once for a run, sorted."""
+    order = generator("malicious", seed).permutation(len(clients))
+    return sorted(clients[int(i)] for i in order[: round(fraction * len(clients))])
+
+
+def poisoned_rows(
+    data: Data, clients: ClientRows, malicious: Sequence[int], share: float, seed: int
+) -> Tensor:
+    """Which rows of the data are changed: a share of each malicious client's, bool."""
+    found = torch.zeros(len(data), dtype=torch.bool)
+    for client in malicious:
+        rows = clients.rows(client)
+        order = generator("poisoned", seed, client).permutation(len(rows))
+        found[torch.from_numpy(rows[order[: round(share * len(rows))]])] = True
+    return found
+
+
+def check_classes(kind: str, attack: str) -> None:
+    """Raise `Incompatible` for a task that has no classes."""
+    if kind == "causal-lm":
+        raise Incompatible(f"attack.kind = {attack!r}: needs classes, which {kind} does not have")
+
+
+def _either(chosen: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    mask = chosen.view(-1, *([1] * (other.dim() - 1)))
+    return torch.where(mask, one, other)

@@ -1,0 +1,92 @@
+"""From a scenario's `[attack]` to who is malicious, what they train on and what they send."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fedtune.adversaries.crafted import ATTACKS, Attack
+from fedtune.adversaries.poisoned import (
+    Backdoor,
+    LabelFlip,
+    Poisoned,
+    check_classes,
+    draw_malicious,
+    poisoned_rows,
+)
+from fedtune.errors import Incompatible
+from fedtune.scenario import Scenario
+from fedtune.tasks.base import Data, Rows
+from fedtune.tasks.load import Task
+
+SHARES = {"label-flip": 1.0, "backdoor": 0.5}
+BACKDOOR_KEYS = ("target", "size", "token", "share")
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """The malicious clients of a run.
+
+    Attributes:
+        malicious: logical ids.
+        train: what clients train on.
+        attack: on what they send, if any.
+        triggered: test data with the trigger and the target as label, and
+        triggered_rows: those whose class is another; for the attack's success.
+    """
+
+    malicious: list[int]
+    train: Data
+    attack: Attack | None = None
+    triggered: Data | None = None
+    triggered_rows: Rows | None = None
+
+
+def make_adversary(scenario: Scenario, task: Task) -> Adversary:
+    """The adversary of a scenario.
+
+    Raises:
+        ScenarioError: for a parameter that the attack does not have, or a task without classes.
+    """
+    section, seed = scenario.attack, scenario.run.seed
+    if section.kind == "none":
+        return Adversary([], task.train)
+    malicious = draw_malicious(list(task.clients.eligible), section.fraction, seed)
+    own = section.parameters()
+    if section.kind in ATTACKS:
+        _check_keys(section.kind, own, list(inspect.signature(ATTACKS[section.kind]).parameters))
+        return Adversary(malicious, task.train, ATTACKS[section.kind](**own))
+    check_classes(scenario.task.kind, section.kind)
+    if section.kind == "label-flip":
+        _check_keys(section.kind, own, ["share"])
+        rows = _rows(task, malicious, own, section.kind, seed)
+        return Adversary(malicious, Poisoned(task.train, rows, LabelFlip(len(task.classes))))
+    _check_keys(section.kind, own, list(BACKDOOR_KEYS))
+    rows = _rows(task, malicious, own, section.kind, seed)
+    trigger = Backdoor(**{key: value for key, value in own.items() if key != "share"})
+    if not 0 <= trigger.target < len(task.classes):
+        raise Incompatible(
+            f"attack.target = {trigger.target}: there are {len(task.classes)} classes"
+        )
+    labels = task.test.labels
+    assert labels is not None
+    other = task.test_rows[labels[task.test_rows] != trigger.target]
+    everywhere = Poisoned(task.test, torch.ones(len(task.test), dtype=torch.bool), trigger)
+    return Adversary(malicious, Poisoned(task.train, rows, trigger), None, everywhere, other)
+
+
+def _rows(
+    task: Task, malicious: list[int], own: dict[str, Any], kind: str, seed: int
+) -> torch.Tensor:
+    share = float(own.get("share", SHARES[kind]))
+    return poisoned_rows(task.train, task.clients, malicious, share, seed)
+
+
+def _check_keys(kind: str, given: dict[str, Any], allowed: list[str]) -> None:
+    for key in given:
+        if key not in allowed:
+            names = ", ".join(["kind", "fraction", "knowledge", *allowed])
+            raise Incompatible(f"attack.{key}: unknown key for {kind!r}; allowed: {names}")

@@ -1,0 +1,97 @@
+"""Flag Aggregator (Almasi et al., 2024): projection on the subspace that explains most updates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedtune.rules.base import Aggregate, Updates
+
+EPSILON, RANK_TOLERANCE = 1e-7, 1e-12
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Minimise Σ_i √(1 - v_i) + λ/(n-1) Σ_{i≠j} √(1 - v_ij) over m-dimensional subspaces Y.
+
+    v_i = ‖Yᵀx̂_i‖² of the unit-norm updates x̂, v_ij the same for their unit-norm differences. Solved
+    by iteratively reweighted least squares in Gram form: with K = RᵀR, the top m eigenvectors Q of
+    R·L·Rᵀ, L = diag(ω) + 2·Laplacian of the pairs. The aggregate is Y·Yᵀ·X̂·1/n, at the median
+    length of the updates. Zero updates count as zero.
+
+    Attributes:
+        m: dimension of the subspace; by default (n + 1) / 2, as in the paper's experiments.
+        regularization: λ.
+        iterations: of the reweighting.
+    """
+
+    m: int | None = None
+    regularization: float = 0.0
+    iterations: int = 5
+
+    def __call__(self, updates: Updates) -> Aggregate:
+        """Coefficients may be negative: a subspace does not know a direction from its opposite."""
+        norms = updates.gram.diagonal().sqrt()
+        alive = norms > 0
+        if not bool(alive.any()):
+            return updates.combined(torch.zeros(len(updates), dtype=torch.float64))
+        scale = torch.where(alive, 1.0 / norms.clamp_min(1e-300), 0.0)
+        unit = updates.gram * scale[:, None] * scale[None, :]
+        factor = factor_of(unit)
+        basis, values = self._subspace(factor, unit, int(alive.sum()))
+        inside = torch.linalg.lstsq(
+            factor, basis @ (basis.T @ factor.sum(1, keepdim=True))
+        ).solution
+        coefficients = inside[:, 0] * scale * float(norms[alive].median()) / int(alive.sum())
+        found = updates.combined(coefficients)
+        notes = {"objective": values[-1], "objective_first": values[0]}
+        return Aggregate(found.update, found.coefficients, notes)
+
+    def _subspace(self, factor: Tensor, unit: Tensor, alive: int) -> tuple[Tensor, list[float]]:
+        m = min(self.m or (alive + 1) // 2, len(factor))
+        weights = torch.ones(len(unit), dtype=torch.float64)
+        pairs = torch.ones_like(unit)
+        apart = pair_norms(unit)
+        values = []
+        for _ in range(self.iterations):
+            lifted = factor @ self._operator(weights, pairs, apart) @ factor.T
+            basis = torch.linalg.eigh(lifted).eigenvectors[:, -m:]
+            shadow = basis.T @ factor
+            explained = shadow.square().sum(0)
+            between = pair_norms(shadow.T @ shadow) / apart.clamp_min(EPSILON)
+            left, left_pairs = (1.0 - explained).clamp_min(0.0), (1.0 - between).clamp_min(0.0)
+            values.append(self._objective(left, left_pairs, unit, apart))
+            weights, pairs = (left + EPSILON).rsqrt(), (left_pairs + EPSILON).rsqrt()
+        return basis, values
+
+    def _operator(self, weights: Tensor, pairs: Tensor, apart: Tensor) -> Tensor:
+        if not self.regularization:
+            return torch.diag(weights)
+        n = len(weights)
+        off = self.regularization * pairs / ((n - 1) * apart.clamp_min(EPSILON))
+        off = torch.where(apart > EPSILON, off, 0.0).fill_diagonal_(0.0)
+        return torch.diag(weights) + 2.0 * (torch.diag(off.sum(1)) - off)
+
+    def _objective(self, left: Tensor, pairs: Tensor, unit: Tensor, apart: Tensor) -> float:
+        alive = unit.diagonal() > 0
+        value = float(left[alive].sqrt().sum())
+        if self.regularization:
+            counted = pairs[apart > EPSILON].sqrt().sum()
+            value += self.regularization / (len(unit) - 1) * float(counted)
+        return value
+
+
+def factor_of(gram: Tensor) -> Tensor:
+    """R of full row rank with RᵀR = K, (q, n), by eigendecomposition."""
+    values, vectors = torch.linalg.eigh(gram)
+    kept = values > RANK_TOLERANCE * values[-1]
+    found: Tensor = values[kept].sqrt()[:, None] * vectors[:, kept].T
+    return found
+
+
+def pair_norms(gram: Tensor) -> Tensor:
+    """Squared norms of differences of columns, of their Gram matrix."""
+    norms = gram.diagonal()
+    return (norms[:, None] + norms[None, :] - 2.0 * gram).clamp_min(0.0)

@@ -1,0 +1,94 @@
+"""Krum, Multi-Krum (Blanchard et al., 2017) and Bulyan (El Mhamdi et al., 2018)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedtune.rules.base import Aggregate, Updates
+from fedtune.rules.coordinates import median, nearest_mean
+
+
+@dataclass(frozen=True)
+class Krum:
+    """The update with the least sum of squared distances to its n - f - 2 nearest.
+
+    Attributes:
+        f: Byzantine clients; the rule's bound holds for n ≥ 2f + 3.
+    """
+
+    f: int = 0
+
+    def __call__(self, updates: Updates) -> Aggregate:
+        """A linear combination with one coefficient."""
+        best = krum_order(updates.distances, self.f)[0]
+        return updates.combined(_one_hot(best, len(updates)))
+
+
+@dataclass(frozen=True)
+class MultiKrum:
+    """The mean of the q updates with the best Krum scores.
+
+    Attributes:
+        f: Byzantine clients.
+        q: how many; by default n - f, so that f = 0 is the mean.
+    """
+
+    f: int = 0
+    q: int | None = None
+
+    def __call__(self, updates: Updates) -> Aggregate:
+        """One client, one vote."""
+        n = len(updates)
+        count = max(1, min(n, self.q if self.q is not None else n - self.f))
+        chosen = krum_order(updates.distances, self.f)[:count]
+        coefficients = torch.zeros(n, dtype=torch.float64)
+        coefficients[chosen] = 1.0 / count
+        return updates.combined(coefficients)
+
+
+@dataclass(frozen=True)
+class Bulyan:
+    """Krum chooses n - 2f updates one after another; of these, by coordinate, the mean of the
+    n - 4f nearest to their median.
+
+    Attributes:
+        f: Byzantine clients; lowered to (n - 3) / 4 where replies are fewer than 4f + 3.
+    """
+
+    f: int = 0
+
+    def __call__(self, updates: Updates) -> Aggregate:
+        """The chosen clients are in the notes by number only: the result is not linear."""
+        n = len(updates)
+        f = max(0, min(self.f, (n - 3) // 4))
+        left, chosen = list(range(n)), []
+        distances = updates.distances
+        for _ in range(n - 2 * f):
+            chosen.append(left.pop(krum_order(distances[left][:, left], f)[0]))
+        rows = updates.rows[sorted(chosen)]
+        update = nearest_mean(rows, median(rows), n - 4 * f) if f else rows.mean(0)
+        return Aggregate(update, notes={"f_used": float(f)})
+
+
+def krum_order(distances: Tensor, f: int) -> list[int]:
+    """Rows by rising score: the sum of squared distances to the n - f - 2 nearest (at least one).
+
+    Two rows that are each other's only neighbour have one score; then the sum of all distances
+    decides, so that the order of clients does not.
+    """
+    n = len(distances)
+    if n == 1:
+        return [0]
+    others = distances.clone().fill_diagonal_(torch.inf).sort(1).values[:, : n - 1]
+    scores = others[:, : max(1, min(n - 1, n - f - 2))].sum(1)
+    return [int(i) for i in np.lexsort((others.sum(1).numpy(), scores.numpy()))]
+
+
+def _one_hot(index: int, n: int) -> Tensor:
+    found = torch.zeros(n, dtype=torch.float64)
+    found[index] = 1.0
+    return found

@@ -1,0 +1,94 @@
+"""Rules that keep a subset: minimum diameter averaging, and divide-and-conquer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedtune.errors import RunError
+from fedtune.randomness import generator
+from fedtune.rules.base import Aggregate, Updates
+
+MOST_REMOVED = 16
+
+
+@dataclass(frozen=True)
+class MDA:
+    """The mean of the n - f updates of least diameter (Rousseeuw, 1985; El Mhamdi et al., 2020).
+
+    Exact in 2^f steps: of the two ends of a set's diameter one must go, or nothing improves. Of
+    sets with one diameter, the one with the least sum of squared distances.
+
+    Attributes:
+        f: Byzantine clients, at most 16.
+    """
+
+    f: int = 0
+
+    def __call__(self, updates: Updates) -> Aggregate:
+        """f = 0 is the mean."""
+        n = len(updates)
+        f = min(self.f, n - 1)
+        if f > MOST_REMOVED:
+            raise RunError(f"rule 'mda' with f = {f}: needs 2^f steps; at most f = {MOST_REMOVED}")
+        *_, kept = _least_diameter(updates.distances, list(range(n)), f)
+        coefficients = torch.zeros(n, dtype=torch.float64)
+        coefficients[kept] = 1.0 / len(kept)
+        return updates.combined(coefficients)
+
+
+@dataclass(frozen=True)
+class DnC:
+    """Divide-and-conquer (Shejwalkar and Houmansadr, 2021): a spectral filter on some coordinates.
+
+    In each iteration `coordinates` are drawn, the updates centred on them, and those with the
+    largest squared projection on the top singular vector are dropped; the mean of what no iteration
+    dropped.
+
+    Attributes:
+        f: Byzantine clients.
+        iterations: how often.
+        coordinates: drawn in each.
+        factor: of f, how many are dropped in each iteration.
+    """
+
+    f: int = 0
+    iterations: int = 5
+    coordinates: int = 10_000
+    factor: float = 1.0
+
+    def __call__(self, updates: Updates) -> Aggregate:
+        """Where iterations leave nobody in common, the last one decides."""
+        rows = updates.rows
+        n, d = rows.shape
+        dropped = max(0, min(n - 1, round(self.factor * self.f)))
+        kept = torch.ones(n, dtype=torch.bool)
+        for iteration in range(self.iterations):
+            draw = generator("dnc", updates.seed, updates.server_round, iteration)
+            chosen = torch.from_numpy(draw.permutation(d)[: self.coordinates])
+            part = rows[:, chosen.to(rows.device)].double()
+            centred = (part - part.mean(0)).cpu()
+            values, vectors = torch.linalg.eigh(centred @ centred.T)
+            scores = values[-1] * vectors[:, -1].square()
+            good = torch.ones(n, dtype=torch.bool)
+            good[torch.argsort(scores, descending=True, stable=True)[:dropped]] = False
+            kept = kept & good if bool((kept & good).any()) else good
+        return updates.combined(kept.double() / kept.sum())
+
+
+Found = tuple[float, float, list[int]]
+
+
+def _least_diameter(distances: Tensor, kept: list[int], remove: int) -> Found:
+    inside = distances[kept][:, kept]
+    diameter = float(inside.max())
+    if not remove:
+        return diameter, float(inside.sum()), kept
+    first, second = divmod(int(inside.argmax()), len(kept))
+    options = [
+        _least_diameter(distances, kept[:end] + kept[end + 1 :], remove - 1)
+        for end in sorted({first, second})
+    ]
+    return min(options, key=lambda option: option[:2])

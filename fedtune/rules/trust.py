@@ -1,0 +1,27 @@
+"""FLTrust (Cao et al., 2021): the server's own update says whom to trust."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from fedtune.errors import RunError
+from fedtune.rules.base import Aggregate, Updates
+
+
+@dataclass(frozen=True)
+class FLTrust:
+    """Σ_k t_k (‖g0‖/‖x_k‖) x_k / Σ_k t_k with t_k = ReLU(cos(x_k, g0)), g0 the server's update."""
+
+    def __call__(self, updates: Updates) -> Aggregate:
+        """Zero where nobody is trusted."""
+        if updates.trusted is None:
+            raise RunError("rule 'fltrust': the round has no update from the server's own data")
+        root = updates.trusted.double().cpu()
+        norms, length = updates.gram.diagonal().sqrt(), float(root.norm())
+        inner = (updates.rows.double() @ root.to(updates.rows.device)).cpu()
+        cosine = torch.where(norms > 0, inner / (norms * max(length, 1e-300)), 0.0)
+        trust = cosine.clamp_min(0.0)
+        scale = torch.where(norms > 0, length / norms, 0.0)
+        return updates.combined(trust * scale / trust.sum().clamp_min(1e-300))
