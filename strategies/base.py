@@ -17,13 +17,23 @@ from torch import Tensor
 
 from fedtune.grids.arrays import records, to_record, to_tensors
 from fedtune.grids.directory import Directory, directory_of
-from fedtune.grids.replies import metrics_fault, reason_of, reply_fault
+from fedtune.grids.replies import metrics_fault, sift
 from fedtune.participation import Participation
 from fedtune.randomness import key_of
-from fedtune.rules import Aggregate, PreAggregator, Rule, Updates, make_pre, make_rule
+from fedtune.rules import (
+    Aggregate,
+    PreAggregator,
+    Rule,
+    ServerOptimizer,
+    Updates,
+    make_pre,
+    make_rule,
+    make_server_optimizer,
+)
 from fedtune.rules.base import Stateful
 from fedtune.rules.weights import policy_weights
 
+STATEFUL = ("rule", "server_optimizer")
 LOGGER = logging.getLogger("strategies")
 
 
@@ -36,6 +46,7 @@ class RoundReport:
         used: client ids whose update entered the rule.
         failed: reason by client id, of clients that answered with an error.
         rejected: reason by client id, of malformed replies; they never reach the rule.
+        lost: client ids of which nothing arrived.
         examples: that each used client reports to hold.
         coefficients: of the used clients' updates, where the rule is a linear combination.
         notes: what else the rule says.
@@ -45,6 +56,7 @@ class RoundReport:
     used: list[int] = field(default_factory=list)
     failed: dict[int, str] = field(default_factory=dict)
     rejected: dict[int, str] = field(default_factory=dict)
+    lost: list[int] = field(default_factory=list)
     examples: dict[int, float] = field(default_factory=dict)
     coefficients: list[float] | None = None
     notes: dict[str, float] = field(default_factory=dict)
@@ -60,6 +72,7 @@ class AdapterStrategy(FlowerFedAvg):
         seed: of the sampling.
         rule: the aggregation rule, or its name.
         pre: what is done to the updates before it, in this order; objects or names.
+        server_optimizer: what is made of the aggregated update, or its name.
         f: malicious clients of a round that rules and pre-aggregators given by name expect.
         weights: `uniform`, `reported` (by `weighted_by_key`) or `capped`, heeded by the mean only;
             `auto` is `reported`.
@@ -77,6 +90,7 @@ class AdapterStrategy(FlowerFedAvg):
         seed: int = 0,
         rule: str | Rule = "mean",
         pre: Sequence[str | PreAggregator] = (),
+        server_optimizer: str | ServerOptimizer | None = None,
         f: int = 0,
         weights: str = "auto",
         max_weight: float = 1000,
@@ -86,10 +100,16 @@ class AdapterStrategy(FlowerFedAvg):
         self.participation = participation or Participation("fraction", self.fraction_train, seed)
         self.rule = make_rule(rule, f) if isinstance(rule, str) else rule
         self.pre = [make_pre(part, f) if isinstance(part, str) else part for part in pre]
+        self.server_optimizer = (
+            make_server_optimizer(server_optimizer)
+            if isinstance(server_optimizer, str)
+            else server_optimizer
+        )
         self.weights = "reported" if weights == "auto" else weights
         self.max_weight = max_weight
         self.report = RoundReport()
         self._directory = Directory({})
+        self._asked: dict[int, Message] = {}
         self._sent: dict[str, Tensor] = {}
         self._expected: dict[str, Tensor] = {}
 
@@ -105,7 +125,10 @@ class AdapterStrategy(FlowerFedAvg):
         self._sent = to_tensors(arrays)
         self._expected = {n: t for n, t in self._sent.items() if self.averages(n)}
         kind = MessageType.TRAIN
-        return [self._message(client, arrays, config, server_round, kind) for client in clients]
+        self._asked = {
+            client: self._message(client, arrays, config, server_round, kind) for client in clients
+        }
+        return list(self._asked.values())
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -121,8 +144,10 @@ class AdapterStrategy(FlowerFedAvg):
         weights = policy_weights(self.weights, examples, self.max_weight)
         arrays = [records(content, ArrayRecord)[0] for content in contents]
         replies = torch.stack([self._difference(to_tensors(record)) for record in arrays])
-        found = self._aggregate(replies, weights, server_round)
-        return to_record(self._apply(found.update)), self._train_metrics(contents)
+        update = self._aggregate(replies, weights, server_round).update
+        if self.server_optimizer is not None:
+            update = self.server_optimizer(update, server_round)
+        return self._checked(self._apply(update)), self._train_metrics(contents)
 
     def _aggregate(self, replies: Tensor, weights: Tensor, server_round: int) -> Aggregate:
         """Pre-aggregators, then the rule; what it says goes into the report."""
@@ -180,13 +205,29 @@ class AdapterStrategy(FlowerFedAvg):
         return True
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the strategy remembers over rounds: the state of its rule, if that has any."""
-        return self.rule.state_dict() if isinstance(self.rule, Stateful) else {}
+        """What the strategy remembers over rounds: the state of its rule and server optimiser."""
+        return {
+            f"{part}.{name}": tensor
+            for part in STATEFUL
+            if isinstance(owner := getattr(self, part), Stateful)
+            for name, tensor in owner.state_dict().items()
+        }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take back what `state_dict` gave."""
-        if isinstance(self.rule, Stateful):
-            self.rule.load_state_dict(state)
+        for part in STATEFUL:
+            if isinstance(owner := getattr(self, part), Stateful):
+                start = f"{part}."
+                own = {n.removeprefix(start): t for n, t in state.items() if n.startswith(start)}
+                owner.load_state_dict(own)
+
+    def _checked(self, arrays: dict[str, Tensor]) -> ArrayRecord | None:
+        """The new global model, or None (the old one stays) if an entry left its range."""
+        if all(bool(t.isfinite().all()) for t in arrays.values() if t.is_floating_point()):
+            return to_record(arrays)
+        self.report.notes["overflow"] = 1.0
+        LOGGER.warning("%s: the aggregate is not finite; the model stays as it was", self.name)
+        return None
 
     def _train_metrics(self, contents: list[RecordDict]) -> MetricRecord:
         """Means of the metrics that every reply holds."""
@@ -213,18 +254,12 @@ class AdapterStrategy(FlowerFedAvg):
         return Message(content, self._directory.node(client), kind)
 
     def _sift(self, replies: Iterable[Message]) -> list[tuple[int, RecordDict]]:
-        good = []
-        for message in replies:
-            client = self._directory.client(message.metadata.src_node_id)
-            if message.has_error():
-                self.report.failed[client] = reason_of(message)
-            elif fault := reply_fault(message.content, self._expected, self.weighted_by_key):
-                self.report.rejected[client] = fault
-            else:
-                good.append((client, message.content))
-        for client, reason in {**self.report.failed, **self.report.rejected}.items():
+        found = sift(replies, self._asked, self._directory, self._expected, self.weighted_by_key)
+        report = self.report
+        report.failed, report.rejected, report.lost = found.failed, found.rejected, found.lost
+        for client, reason in {**found.failed, **found.rejected}.items():
             LOGGER.warning("%s: reply of client %d set aside: %s", self.name, client, reason)
-        return sorted(good, key=lambda pair: pair[0])
+        return found.good
 
     def _difference(self, tensors: dict[str, Tensor]) -> Tensor:
         parts = [(tensors[n].to(sent) - sent).reshape(-1) for n, sent in self._expected.items()]

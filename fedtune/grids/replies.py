@@ -4,16 +4,80 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedtune.grids.arrays import records, to_tensor
+from fedtune.grids.directory import Directory
 
 MOST_EXAMPLES = 1e12
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True)
+class Sifted:
+    """The replies of a round, each where it belongs.
+
+    Attributes:
+        good: client ids and contents that can be used, by rising id.
+        failed: reason by client id, of clients that answered with an error.
+        rejected: reason by client id, of replies that cannot be used.
+        lost: client ids of which nothing arrived.
+    """
+
+    good: list[tuple[int, RecordDict]]
+    failed: dict[int, str]
+    rejected: dict[int, str]
+    lost: list[int]
+
+
+def sift(
+    replies: Iterable[Message],
+    asked: Mapping[int, Message],
+    directory: Directory,
+    expected: Mapping[str, Tensor],
+    weight_key: str,
+) -> Sifted:
+    """Check every reply of a training round before any rule sees it.
+
+    Args:
+        replies: in any order; also such that nobody asked for.
+        asked: the message that each client of the round was sent.
+        directory: of the clients.
+        expected: the tensors that a reply must hold, exactly.
+        weight_key: the metric that holds its number of examples.
+    """
+    found = Sifted([], {}, {}, [])
+    answered: set[int] = set()
+    for message in replies:
+        client = directory.client(message.metadata.src_node_id)
+        if fault := _misplaced(message, asked.get(client), client in answered):
+            found.rejected[client] = fault
+            continue
+        answered.add(client)
+        if message.has_error():
+            found.failed[client] = reason_of(message)
+        elif fault := reply_fault(message.content, expected, weight_key):
+            found.rejected[client] = fault
+        else:
+            found.good.append((client, message.content))
+    found.good.sort(key=lambda pair: pair[0])
+    found.lost.extend(client for client in asked if client not in answered)
+    return found
+
+
+def _misplaced(message: Message, asked: Message | None, again: bool) -> str | None:
+    """Why a reply does not belong to this round, or None."""
+    if asked is None:
+        return "was not asked in this round"
+    known, answers = asked.metadata.message_id, message.metadata.reply_to_message_id
+    if known and answers and known != answers:
+        return "answers an earlier round"
+    return "sent twice" if again else None
 
 
 def reply_fault(content: RecordDict, expected: Mapping[str, Tensor], weight_key: str) -> str | None:

@@ -19,6 +19,7 @@ from fedtune.rules.geometric import GeometricMedian
 from fedtune.rules.krum import Bulyan, Krum, MultiKrum
 from fedtune.rules.mean import Mean, NormalizedMean
 from fedtune.rules.pre import ARC, NNM, Bucketing, Clip
+from fedtune.rules.server import SERVER_OPTIMIZERS, ServerOptimizer
 from fedtune.rules.subsets import MDA, DnC
 from fedtune.rules.trust import FLTrust
 
@@ -70,6 +71,16 @@ def make_pre(name: str, f: int = 0, parameters: Mapping[str, Any] | None = None)
     return pre
 
 
+def make_server_optimizer(
+    name: str, parameters: Mapping[str, Any] | None = None
+) -> ServerOptimizer:
+    """The server optimiser of that name; arguments and errors as for `make_rule`."""
+    made: ServerOptimizer = _made(
+        "strategy.server_optimizer", SERVER_OPTIMIZERS, name, 0, parameters or {}
+    )
+    return made
+
+
 def _made(
     key: str, known: Mapping[str, Any], name: str, f: int, parameters: Mapping[str, Any]
 ) -> Any:
@@ -84,4 +95,16 @@ def _made(
     return known[name](**{**given, **parameters})
 
 
-__all__ = ["PRE", "RULES", "Aggregate", "PreAggregator", "Rule", "Updates", "make_pre", "make_rule"]
+__all__ = [
+    "PRE",
+    "RULES",
+    "SERVER_OPTIMIZERS",
+    "Aggregate",
+    "PreAggregator",
+    "Rule",
+    "ServerOptimizer",
+    "Updates",
+    "make_pre",
+    "make_rule",
+    "make_server_optimizer",
+]

@@ -22,6 +22,7 @@ from fedtune.cohort.engine import Engine, Resolved
 from fedtune.cohort.probe import choose_backend
 from fedtune.errors import ScenarioError
 from fedtune.grids.cohort_grid import CohortGrid
+from fedtune.grids.faults import FaultGrid
 from fedtune.grids.metered import MeteredGrid
 from fedtune.grids.node_grid import NodeGrid
 from fedtune.runs.strategies import adapter_kind, make_strategy
@@ -139,7 +140,7 @@ def build(
         runner,
         clients,
         store,
-        MeteredGrid(_attacked(grid, adversary, scenario, strategy)),
+        MeteredGrid(_troubled(grid, adversary, scenario, strategy)),
         grid,
         strategy,
         adversary,
@@ -148,20 +149,22 @@ def build(
     )
 
 
-def _attacked(
+def _troubled(
     grid: Grid, adversary: Adversary, scenario: Scenario, strategy: AdapterStrategy
 ) -> Grid:
-    if adversary.attack is None:
-        return grid
-    everything = scenario.attack.knowledge == "all"
-    return AttackGrid(
-        grid,
-        adversary.attack,
-        adversary.malicious,
-        everything,
-        strategy.preview,
-        scenario.run.seed,
-    )
+    """The grid with the scenario's attack on what is sent, and its faults around that."""
+    if adversary.attack is not None:
+        grid = AttackGrid(
+            grid,
+            adversary.attack,
+            adversary.malicious,
+            scenario.attack.knowledge == "all",
+            strategy.preview,
+            scenario.run.seed,
+        )
+    if scenario.faults.any:
+        grid = FaultGrid(grid, scenario.faults, scenario.run.seed)
+    return grid
 
 
 def pick_device(name: str) -> str:

@@ -169,6 +169,7 @@ def one_round(federation: Federation, state: ServerState, server_round: int) -> 
         "rule": report.notes,
         "failures": len(report.failed),
         "rejected": len(report.rejected),
+        "lost": len(report.lost),
         "problems": [
             {"client": client, "kind": kind, "reason": reason}
             for kind, members in problems

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fedtune.errors import Incompatible, ScenarioError
 from fedtune.participation import Participation
-from fedtune.rules import make_pre, make_rule
-from fedtune.scenario.schema import PreSection, RuleSection, Scenario
+from fedtune.rules import ServerOptimizer, make_pre, make_rule, make_server_optimizer
+from fedtune.scenario.schema import PreSection, RuleSection, Scenario, ServerOptimizerSection
 
 if TYPE_CHECKING:
     from strategies.base import AdapterStrategy
 
 GROUP = "fedtune.strategies"
+SHARED = ("name", "rule", "pre", "server_optimizer", "f", "weights", "max_weight")
 
 
 def strategy_names() -> list[str]:
@@ -76,7 +77,7 @@ def make_strategy(scenario: Scenario) -> AdapterStrategy:
     own = _own_parameters(cls)
     for key in section.parameters():
         if key not in own:
-            allowed = ", ".join(["name", "rule", "pre", "f", "weights", "max_weight", *own])
+            allowed = ", ".join([*SHARED, *own])
             raise Incompatible(
                 f"strategy.{key}: unknown key for {section.name!r}; allowed: {allowed}"
             )
@@ -94,6 +95,7 @@ def make_strategy(scenario: Scenario) -> AdapterStrategy:
         participation=participation,
         rule=make_rule(rule, section.f, parameters),
         pre=[make_pre(name, section.f, own) for name, own in map(_part, section.pre)],
+        server_optimizer=_server_optimizer(section.server_optimizer),
         weights=section.weights,
         max_weight=section.max_weight,
         fraction_evaluate=1.0 if scenario.task.head == "local" else 0.0,
@@ -102,7 +104,14 @@ def make_strategy(scenario: Scenario) -> AdapterStrategy:
     )
 
 
-def _part(given: str | RuleSection | PreSection) -> tuple[str, dict[str, Any]]:
+def _server_optimizer(given: str | ServerOptimizerSection) -> ServerOptimizer | None:
+    name, parameters = _part(given)
+    return None if name == "none" else make_server_optimizer(name, parameters)
+
+
+def _part(
+    given: str | RuleSection | PreSection | ServerOptimizerSection,
+) -> tuple[str, dict[str, Any]]:
     """Name and parameters of a rule or pre-aggregator."""
     return (given, {}) if isinstance(given, str) else (given.name, given.parameters())
 

@@ -152,6 +152,7 @@ RuleName = Literal[
     "auto", "mean", "median", "trimmed-mean", "krum", "multi-krum", "geometric-median", "bulyan",
     "meamed", "phocas", "centered-clipping", "mda", "dnc", "flag", "normalized-mean",
 ]  # fmt: skip
+ServerOptimizerName = Literal["none", "momentum", "adam", "yogi", "adagrad"]
 PreName = Literal["nnm", "bucketing", "clip", "arc"]
 
 
@@ -167,6 +168,12 @@ class PreSection(OpenSection):
     name: PreName
 
 
+class ServerOptimizerSection(OpenSection):
+    """A server optimiser with parameters of its own."""
+
+    name: ServerOptimizerName
+
+
 class StrategySection(OpenSection):
     """The server's method; the other keys are the parameters of the strategy's class."""
 
@@ -176,6 +183,9 @@ class StrategySection(OpenSection):
     )
     pre: list[PreName | PreSection] = Field(
         [], description="what is done to updates before the rule, in this order"
+    )
+    server_optimizer: ServerOptimizerName | ServerOptimizerSection = Field(
+        "none", description="what the server makes of the aggregated update"
     )
     f: Annotated[int, Field(ge=0)] = Field(
         0, description="malicious clients of a round that rule and pre are prepared for"
@@ -212,9 +222,36 @@ class AttackSection(OpenSection):
 
 
 class FaultsSection(Section):
-    """What happens when a client fails."""
+    """What goes wrong with clients and links, drawn from (seed, round, client)."""
 
-    on_error: Literal["raise", "skip"] = "raise"
+    on_error: Literal["raise", "skip"] = Field(
+        "raise", description="whether a client that raises ends the run, or is counted"
+    )
+    dropout: Probability = Field(0.0, description="chance that a reply never arrives")
+    late: Probability = Field(0.0, description="chance that it arrives a round later")
+    duplicate: Probability = Field(0.0, description="chance that it arrives twice")
+    corrupt: Probability = Field(
+        0.0, description="chance of a flipped bit or a cut, found by its checksum"
+    )
+    deadline: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="slower replies are lost; 1 is the median client's time"
+    )
+    spread: Annotated[float, Field(ge=0)] = Field(
+        0.5, description="of clients' times: standard deviation of their logarithm"
+    )
+    noise_down: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="standard deviation of noise on what clients receive"
+    )
+    noise_up: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="standard deviation of noise on what they send"
+    )
+    snr_down: float | None = Field(None, description="signal-to-noise ratio in dB instead")
+    snr_up: float | None = Field(None, description="signal-to-noise ratio in dB instead")
+
+    @property
+    def any(self) -> bool:
+        """Whether anything goes wrong on the way."""
+        return self != FaultsSection(on_error=self.on_error, spread=self.spread)
 
 
 class EngineSection(Section):

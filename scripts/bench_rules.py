@@ -1,0 +1,106 @@
+"""Time and memory of each aggregation rule against a plain mean over the same tensors.
+
+.venv/bin/python scripts/bench_rules.py [--device cuda] [--most 1e9]    # minutes on 2 CPU cores
+
+n updates of d numbers in float32, n · d at most `--most`. Medians of five runs after one to warm
+up; *Gram* is one X · Xᵀ in float64, which all distance rules share in a round. Writes
+docs/benchmarks/rules.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from fedtune.rules import PRE, RULES, Updates, make_pre, make_rule
+from fedtune.rules.base import grams_of
+
+OUT = Path(__file__).parent.parent / "docs" / "benchmarks" / "rules.md"
+COUNTS, SIZES = (10, 100, 1000), (10**4, 10**5, 10**6, 10**7)
+LEFT_OUT = {"mean", "fltrust"}
+MOST_MDA = 100
+REPEATS = 5
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Median of a few runs."""
+    found = []
+    for index in range(REPEATS + 1):
+        started = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if index:
+            found.append(time.perf_counter() - started)
+        if found and sum(found) > 20:
+            break
+    return statistics.median(found or [time.perf_counter() - started])
+
+
+def measure(n: int, d: int, device: torch.device) -> dict[str, float]:
+    """Seconds of every rule on n updates of d numbers."""
+    generator = torch.Generator(device=device).manual_seed(0)
+    rows = torch.randn(n, d, device=device, generator=generator)
+    weights = torch.full((n,), 1.0 / n, dtype=torch.float64)
+    f = max(1, n // 10)
+
+    def fresh() -> Updates:
+        return Updates(rows, weights, range(n))
+
+    found = {
+        "mean": seconds(lambda: make_rule("mean")(fresh()), device),
+        "Gram": seconds(lambda: grams_of(rows), device),
+    }
+    for name in RULES:
+        if name in LEFT_OUT or (name == "mda" and n > MOST_MDA):
+            continue
+        rule_f = min(f, 8) if name == "mda" else f
+        found[name] = seconds(lambda name=name, f=rule_f: make_rule(name, f)(fresh()), device)
+    for name in PRE:
+        rule = make_rule("multi-krum", f)
+        found[f"{name} + multi-krum"] = seconds(
+            lambda name=name, rule=rule: rule(make_pre(name, f)(fresh())), device
+        )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--most", type=float, default=1e9)
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    shapes = [(n, d) for n in COUNTS for d in SIZES if n * d <= arguments.most]
+    columns = {}
+    for n, d in shapes:
+        columns[n, d] = measure(n, d, device)
+        print(n, d, {name: f"{value * 1e3:.1f} ms" for name, value in columns[n, d].items()})
+    names = list(columns[shapes[0]])
+    titles = [f"{n} × {d:.0e}".replace("e+0", "e") for n, d in shapes]
+    lines = ["| | " + " | ".join(titles) + " |", "|---" * (len(shapes) + 1) + "|"]
+    for name in names:
+        cells = []
+        for shape in shapes:
+            value, base = columns[shape].get(name), columns[shape]["mean"]
+            if value is None:
+                cells.append("–")
+            elif name == "mean":
+                cells.append(f"{value * 1e3:.2f} ms")
+            else:
+                cells.append(f"{value / base:.1f} × ({value / columns[shape]['Gram']:.1f})")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "2 shared CPU cores"
+    head = (
+        f"`scripts/bench_rules.py --most {arguments.most:g}` on {where}, torch "
+        f"{torch.__version__}. n × d; × the plain mean, and in brackets × one Gram product.\n\n"
+    )
+    OUT.write_text(head + "\n".join(lines) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
