@@ -91,10 +91,11 @@ def make_strategy(scenario: Scenario) -> AdapterStrategy:
             f"strategy.weights = {section.weights!r}: rule {rule!r} gives each client one vote; "
             "allowed: auto, uniform"
         )
+    f = expected_malicious(scenario) if section.f == "auto" else section.f
     return cls(
         participation=participation,
-        rule=make_rule(rule, section.f, parameters),
-        pre=[make_pre(name, section.f, own) for name, own in map(_part, section.pre)],
+        rule=make_rule(rule, f, parameters),
+        pre=[make_pre(name, f, own) for name, own in map(_part, section.pre)],
         server_optimizer=_server_optimizer(section.server_optimizer),
         weights=section.weights,
         max_weight=section.max_weight,
@@ -102,6 +103,13 @@ def make_strategy(scenario: Scenario) -> AdapterStrategy:
         min_available_nodes=1,
         **section.parameters(),
     )
+
+
+def expected_malicious(scenario: Scenario) -> int:
+    """`attack.fraction` of the clients that take part in a round on average."""
+    value = scenario.clients.participation.value
+    share = sum(value) / len(value) if isinstance(value, list) else value
+    return round(scenario.attack.fraction * share * scenario.clients.count)
 
 
 def _server_optimizer(given: str | ServerOptimizerSection) -> ServerOptimizer | None:

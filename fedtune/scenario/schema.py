@@ -187,8 +187,10 @@ class StrategySection(OpenSection):
     server_optimizer: ServerOptimizerName | ServerOptimizerSection = Field(
         "none", description="what the server makes of the aggregated update"
     )
-    f: Annotated[int, Field(ge=0)] = Field(
-        0, description="malicious clients of a round that rule and pre are prepared for"
+    f: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto",
+        description="malicious clients of a round that rule and pre are prepared for; auto: "
+        "attack.fraction of a round's clients, also where there is no attack",
     )
     weights: Literal["auto", "uniform", "reported", "capped"] = Field(
         "auto",

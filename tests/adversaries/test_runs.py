@@ -180,3 +180,14 @@ def test_what_cannot_be_is_refused_in_a_line(tmp_path, changes, message):
     with pytest.raises(ScenarioError, match=message):
         fedtune.run("quickstart", small(**changes), tmp_path / "run")
     assert not np.any([path.exists() for path in (tmp_path / "run",)])
+
+
+def test_rules_expect_the_share_of_malicious_clients_that_a_round_has_on_average():
+    twenty = {"clients__count": 20, "clients__participation__value": 0.5, "strategy__rule": "krum"}
+    cases = [({}, 2), ({"attack__fraction": 0.4}, 4), ({"strategy__f": 3}, 3)]
+    for changes, f in cases:
+        assert built(**twenty, **changes).strategy.rule.f == f
+    each = {"kind": "bernoulli", "value": [0.1] * 10 + [0.9] * 10}
+    changes = {**twenty, "clients__participation": each, "attack__fraction": 0.3}
+    del changes["clients__participation__value"]
+    assert built(**changes).strategy.rule.f == 3
