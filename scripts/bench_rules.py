@@ -2,8 +2,8 @@
 
 .venv/bin/python scripts/bench_rules.py [--device cuda] [--most 1e9]    # minutes on 2 CPU cores
 
-n updates of d numbers in float32, n · d at most `--most`. Medians of five runs after one to warm
-up; *Gram* is one X · Xᵀ in float64, which all distance rules share in a round. Writes
+n updates of d numbers in float32, n · d at most `--most`. Medians of three runs after one to
+warm up; *Gram* is one X · Xᵀ in float64, which all distance rules share in a round. Writes
 docs/benchmarks/rules.md.
 """
 
@@ -24,7 +24,7 @@ OUT = Path(__file__).parent.parent / "docs" / "benchmarks" / "rules.md"
 COUNTS, SIZES = (10, 100, 1000), (10**4, 10**5, 10**6, 10**7)
 LEFT_OUT = {"mean", "fltrust"}
 MOST_MDA = 100
-REPEATS = 5
+REPEATS, ENOUGH = 3, 4.0
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -37,7 +37,7 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
             torch.cuda.synchronize(device)
         if index:
             found.append(time.perf_counter() - started)
-        if found and sum(found) > 20:
+        if found and sum(found) > ENOUGH:
             break
     return statistics.median(found or [time.perf_counter() - started])
 

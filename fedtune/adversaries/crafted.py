@@ -81,7 +81,7 @@ class Scaling:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Noise.
+    """Noise, many times as long as honest updates.
 
     Attributes:
         sigma: its standard deviation, in root mean squares of the honest updates' entries.
@@ -178,8 +178,10 @@ class MinSum:
 
 @dataclass(frozen=True)
 class Mimic:
-    """All send what one honest client sends (Karimireddy et al., 2022): the one farthest along the
-    direction in which honest updates differ most."""
+    """All send what one honest client sends (Karimireddy et al., 2022).
+
+    The one farthest along the direction in which honest updates differ most.
+    """
 
     def __call__(self, known: Knowledge, own: Tensor) -> Tensor:
         """The same from all."""

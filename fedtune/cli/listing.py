@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 from fedtune.scenario import scenario_names
-from fedtune.scenario.schema import AdapterSection
+from fedtune.scenario.schema import AdapterSection, RuleName
 from fedtune.scenario.task import TaskSection
 
 ADAPTERS = {
@@ -38,7 +38,7 @@ def rules() -> dict[str, str]:
     """Rule names with the first line of their docstring."""
     from fedtune.rules import RULES
 
-    return {name: _first_line(rule) for name, rule in RULES.items()}
+    return {name: _first_line(RULES[name]) for name in get_args(RuleName) if name != "auto"}
 
 
 def attacks() -> dict[str, str]:

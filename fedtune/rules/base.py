@@ -10,7 +10,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-BLOCK_BYTES = 64 << 20
+BLOCK_BYTES = {"cpu": 2 << 20}  # fits a cache
+OTHER_BLOCK_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def grams_of(matrix: Tensor) -> tuple[Tensor, Tensor]:
     centred = torch.zeros(n, n, dtype=torch.float64, device=matrix.device)
     along = torch.zeros(n, dtype=torch.float64, device=matrix.device)
     common = torch.zeros((), dtype=torch.float64, device=matrix.device)
-    width = max(1, BLOCK_BYTES // (8 * n))
+    width = max(1, BLOCK_BYTES.get(matrix.device.type, OTHER_BLOCK_BYTES) // (8 * n))
     for start in range(0, d, width):
         block = matrix[:, start : start + width].double()
         mean = block.mean(0)

@@ -52,8 +52,7 @@ class MultiKrum:
 
 @dataclass(frozen=True)
 class Bulyan:
-    """Krum chooses n - 2f updates one after another; of these, by coordinate, the mean of the
-    n - 4f nearest to their median.
+    """Of n - 2f updates chosen by Krum, by coordinate the mean of the n - 4f nearest the median.
 
     Attributes:
         f: Byzantine clients; lowered to (n - 3) / 4 where replies are fewer than 4f + 3.
