@@ -34,3 +34,38 @@ def test_bernoulli_follows_each_clients_own_probability():
 def test_bernoulli_goes_by_client_id_and_may_draw_nobody():
     assert Participation("bernoulli", [1.0, 0.0, 1.0]).draw([1, 2], 1) == [2]
     assert Participation("bernoulli", 0.0).draw([1, 2], 1) == []
+
+
+def test_groups_hold_their_share_of_the_clients_with_their_probability():
+    draw = Participation("groups", seed=2, groups=((0.25, 1.0), (0.5, 0.2), (0.25, 0.0)))
+    clients = list(range(40))
+    chances = draw.probabilities(clients)
+    assert [(chances == p).sum() for p in (1.0, 0.2, 0.0)] == [10, 20, 10]
+    assert draw.expected(clients) == pytest.approx(14.0)
+    counts = np.zeros(40)
+    for server_round in range(1, 1001):
+        counts[draw.draw(clients, server_round)] += 1
+    assert counts / 1000 == pytest.approx(chances, abs=0.06)
+    other = Participation("groups", seed=3, groups=draw.groups)
+    assert not np.array_equal(other.probabilities(clients), chances)
+
+
+def test_a_clock_lets_each_client_take_part_at_its_own_pace():
+    draw = Participation("clock", seed=4, spread=1.0)
+    clients = list(range(50))
+    rounds = [draw.draw(clients, r) for r in range(1, 401)]
+    counts = np.bincount(np.concatenate(rounds), minlength=50)
+    assert counts.max() <= 400
+    assert counts.max() > 4 * counts.min() > 0
+    times = [r for r, drawn in enumerate(rounds) if int(counts.argmin()) in drawn]
+    gaps = np.diff(times)
+    assert gaps.max() - gaps.min() <= 1
+    assert Participation("clock", spread=0.0).draw(clients, 7) == clients
+    assert draw.draw([3, 9], 5) == [c for c in draw.draw(clients, 5) if c in (3, 9)]
+
+
+def test_a_trace_says_who_takes_part_and_begins_anew(tmp_path):
+    draw = Participation("trace", trace={1: [4, 2], 3: [1]})
+    drawn = [draw.draw(range(5), r) for r in range(1, 7)]
+    assert drawn == [[2, 4], [], [1], [2, 4], [], [1]]
+    assert draw.draw([2], 1) == [2]

@@ -67,7 +67,8 @@ class DnC:
         kept = torch.ones(n, dtype=torch.bool)
         for iteration in range(self.iterations):
             draw = generator("dnc", updates.seed, updates.server_round, iteration)
-            chosen = torch.from_numpy(draw.permutation(d)[: self.coordinates])
+            size = min(d, self.coordinates)
+            chosen = torch.from_numpy(draw.choice(d, size, replace=False, shuffle=False))
             part = rows[:, chosen.to(rows.device)].double()
             centred = (part - part.mean(0)).cpu()
             values, vectors = torch.linalg.eigh(centred @ centred.T)

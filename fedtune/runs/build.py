@@ -201,6 +201,8 @@ def with_absolute_paths(scenario: Scenario) -> Scenario:
             path = Path(value).expanduser()
             if path.exists():
                 setattr(raw.task, key, str(path.resolve()))
+    if (file := raw.clients.participation.file) is not None:
+        raw.clients.participation.file = str(Path(file).expanduser().resolve())
     return raw
 
 

@@ -7,9 +7,13 @@ import inspect
 import logging
 import pkgutil
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from fedtune.errors import Incompatible, ScenarioError
+import numpy as np
+import pandas as pd
+
+from fedtune.errors import Incompatible, ScenarioError, first_line
 from fedtune.participation import Participation
 from fedtune.rules import ServerOptimizer, make_pre, make_rule, make_server_optimizer
 from fedtune.scenario.schema import PreSection, RuleSection, Scenario, ServerOptimizerSection
@@ -81,9 +85,7 @@ def make_strategy(scenario: Scenario) -> AdapterStrategy:
             raise Incompatible(
                 f"strategy.{key}: unknown key for {section.name!r}; allowed: {allowed}"
             )
-    participation = Participation(
-        scenario.clients.participation.kind, scenario.clients.participation.value, scenario.run.seed
-    )
+    participation = make_participation(scenario)
     rule, parameters = _part(section.rule)
     rule = "mean" if rule == "auto" else rule
     if rule != "mean" and section.weights in ("reported", "capped"):
@@ -107,9 +109,36 @@ def make_strategy(scenario: Scenario) -> AdapterStrategy:
 
 def expected_malicious(scenario: Scenario) -> int:
     """`attack.fraction` of the clients that take part in a round on average."""
-    value = scenario.clients.participation.value
-    share = sum(value) / len(value) if isinstance(value, list) else value
-    return round(scenario.attack.fraction * share * scenario.clients.count)
+    taking_part = make_participation(scenario).expected(range(scenario.clients.count))
+    return round(scenario.attack.fraction * taking_part)
+
+
+def make_participation(scenario: Scenario) -> Participation:
+    """Who takes part, as the scenario says.
+
+    Raises:
+        ScenarioError: for a trace that cannot be read.
+    """
+    section = scenario.clients.participation
+    groups = [(group.share, group.probability) for group in section.groups]
+    trace = None if section.file is None else _read_trace(Path(section.file).expanduser())
+    seed = scenario.run.seed
+    return Participation(section.kind, section.value, seed, groups, section.spread, trace)
+
+
+def _read_trace(path: Path) -> dict[int, list[int]]:
+    try:
+        rows = pd.read_csv(path, dtype=np.int64)
+        found = rows.groupby("round")["client"].apply(list).to_dict()
+    except (OSError, ValueError, KeyError) as error:
+        reason = first_line(error)
+        raise ScenarioError(
+            f"clients.participation.file = {str(path)!r}: must be a csv of whole numbers with "
+            f"columns round and client ({reason})"
+        ) from None
+    if not found or min(found) < 1:
+        raise ScenarioError(f"clients.participation.file = {str(path)!r}: has no round from 1 on")
+    return {int(number): clients for number, clients in found.items()}
 
 
 def _server_optimizer(given: str | ServerOptimizerSection) -> ServerOptimizer | None:

@@ -35,21 +35,40 @@ class PartitionSection(OpenSection):
     )
 
 
+class GroupSection(Section):
+    """Clients that take part with one probability."""
+
+    share: Share = Field(description="of all clients")
+    probability: Probability
+
+
 class Participation(Section):
     """Who takes part in a round."""
 
-    kind: Literal["fraction", "bernoulli"] = Field(
+    kind: Literal["fraction", "bernoulli", "groups", "clock", "trace"] = Field(
         "fraction",
-        description="fraction: that share of the clients; bernoulli: each by its own probability",
+        description="fraction: that share of the clients; bernoulli: each by its own probability; "
+        "groups: by that of its group; clock: as often as its speed allows; trace: by a file",
     )
     value: Probability | list[Probability] = Field(
         1.0, description="the share, or one probability for all clients, or a list with one each"
+    )
+    groups: list[GroupSection] = Field([], description="of kind groups")
+    spread: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="of kind clock: a client is done every exp(spread * |z|) rounds, z normal"
+    )
+    file: str | None = Field(
+        None, description="of kind trace: a csv with columns round and client, from round 1 on"
     )
 
     @model_validator(mode="after")
     def _check(self) -> Participation:
         if self.kind == "fraction" and (isinstance(self.value, list) or self.value <= 0):
             raise ValueError("a fraction is one number in (0, 1]")
+        if self.kind == "groups" and abs(sum(group.share for group in self.groups) - 1.0) > 1e-6:
+            raise ValueError("the shares of groups must sum to 1")
+        if (self.kind == "trace") != (self.file is not None):
+            raise ValueError("kind 'trace' and file go together")
         return self
 
 
