@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from torch import Tensor
 
+from fedtune.apps.rounds import RoundFunction, plain_round
 from fedtune.grids.arrays import records, to_record, to_tensors
 from fedtune.grids.directory import Directory, directory_of
 from fedtune.grids.replies import metrics_fault, sift
@@ -82,6 +83,7 @@ class AdapterStrategy(FlowerFedAvg):
     name: ClassVar[str]
     adapter: ClassVar[str]
     accepts: ClassVar[frozenset[str]]
+    client_round: ClassVar[RoundFunction] = staticmethod(plain_round)
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ORDER = [
     "errors", "files", "randomness", "version", "scenario", "adapters", "tasks", "cohort",
-    "rules", "participation", "grids", "adversaries", "strategies", "apps", "reporting",
+    "rules", "participation", "grids", "adversaries", "apps", "strategies", "reporting",
     "runs", "comparison", "cli",
 ]  # fmt: skip
 MATHEMATICS = {"adapters", "cohort", "rules", "randomness", "participation"}

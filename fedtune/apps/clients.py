@@ -7,15 +7,26 @@ handles one message at a time with the same code.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedtune.adapters.layout import Tensors
+from fedtune.apps.rounds import (
+    ClientRound,
+    ClientView,
+    Done,
+    Gradient,
+    RoundFunction,
+    Train,
+    plain_round,
+    with_momentum,
+)
 from fedtune.apps.store import ClientStore
 from fedtune.cohort.engine import Engine
-from fedtune.cohort.plan import ClientResult, ClientWork, plan_work
+from fedtune.cohort.plan import ClientResult, ClientWork, full_work, plan_work
 from fedtune.errors import ClientFailure
 from fedtune.grids.arrays import to_record, to_tensor
 from fedtune.tasks.base import Rows
@@ -35,6 +46,7 @@ class CohortClients:
         store: what clients keep between messages.
         seed: of the run.
         holdout: share of its rows that a client is evaluated on and does not train on.
+        method: what a client does in a round.
     """
 
     engine: Engine
@@ -42,25 +54,25 @@ class CohortClients:
     store: ClientStore
     seed: int
     holdout: float = 0.0
+    method: RoundFunction = plain_round
 
     def handle(self, messages: Sequence[tuple[int, Message]]) -> list[Answer]:
         """Answer messages to logical clients, in their order."""
         answers: dict[int, Answer] = {}
         states = _States(self)
-        training: list[tuple[int, ClientWork, Message]] = []
+        rounds: list[_Round] = []
         for index, (client, message) in enumerate(messages):
             try:
-                state = states.of(client, message)
+                view = states.view(client, message)
                 if message.metadata.message_type == MessageType.TRAIN:
-                    training.append(
-                        (index, self._work(client, message_round(message), state), message)
-                    )
+                    rounds.append(_Round(index, message, view, self.method(view)))
                 else:
-                    answers[index] = self._evaluate(client, message, state)
+                    answers[index] = self._evaluate(client, message, view.state)
             except Exception as error:
                 stage = "evaluate" if message.metadata.message_type != "train" else "data"
                 answers[index] = ClientFailure(client, stage, error)
-        answers.update(self._train(training))
+        self._go_through(rounds)
+        answers.update({one.index: self._answer(one) for one in rounds})
         return [answers[index] for index in range(len(messages))]
 
     def training_rows(self, client: int) -> Rows:
@@ -77,36 +89,67 @@ class CohortClients:
 
     def works(self, clients: Sequence[int], server_round: int, state: Tensors) -> list[ClientWork]:
         """What clients would do in a round, from one state."""
-        return [self._work(client, server_round, state) for client in clients]
+        return [self._work(client, server_round, Train(state)) for client in clients]
 
-    def _work(self, client: int, server_round: int, state: Tensors) -> ClientWork:
+    def _work(self, client: int, server_round: int, job: Train | Gradient) -> ClientWork:
         local, rows = self.engine.setting.local, self.training_rows(client)
+        if isinstance(job, Gradient):
+            return full_work(client, rows, job.state, local.batch_size)
         widths = self.engine.setting.data.widths(rows)
-        return plan_work(client, server_round, rows, state, local, self.seed, widths)
+        return plan_work(
+            client, server_round, rows, job.state, local, self.seed, widths, job.pull, job.again
+        )
 
-    def _train(self, training: list[tuple[int, ClientWork, Message]]) -> dict[int, Answer]:
-        by_round: dict[int, list[tuple[int, ClientWork, Message]]] = {}
-        for item in training:
-            by_round.setdefault(message_round(item[2]), []).append(item)
-        answers: dict[int, Answer] = {}
-        for server_round, items in by_round.items():
-            done = self.engine.train([work for _, work, _ in items], server_round)
-            for index, work, message in items:
-                result = done[work.client]
-                answers[index] = (
-                    result if isinstance(result, ClientFailure) else self.reply(message, result)
-                )
-        return answers
+    def _go_through(self, rounds: list[_Round]) -> None:
+        """Advance all rounds to their ends; what they yield at one time is done together."""
+        for one in rounds:
+            one.advance(None)
+        while going := [one for one in rounds if one.job is not None]:
+            kind, number = type(going[0].job), going[0].view.server_round
+            some = [
+                one for one in going if type(one.job) is kind and one.view.server_round == number
+            ]
+            results = self._do([self._planned(one) for one in some], kind, number)
+            for one, result in zip(some, results, strict=True):
+                one.advance(result)
 
-    def reply(self, message: Message, result: ClientResult) -> Message:
+    def _planned(self, one: _Round) -> ClientWork | ClientFailure:
+        assert one.job is not None
+        try:
+            return self._work(one.view.client, one.view.server_round, one.job)
+        except Exception as error:
+            return ClientFailure(one.view.client, "data", error)
+
+    def _do(
+        self, planned: list[ClientWork | ClientFailure], kind: type, server_round: int
+    ) -> list[Any]:
+        works = [work for work in planned if isinstance(work, ClientWork)]
+        done: dict[int, Any] = dict(
+            self.engine.train(works, server_round)
+            if kind is Train
+            else self.engine.gradients(works, server_round)
+        )
+        return [done[one.client] if isinstance(one, ClientWork) else one for one in planned]
+
+    def _answer(self, one: _Round) -> Answer:
+        if one.failure is not None:
+            return one.failure
+        assert one.done is not None
+        return self.reply(one.message, one.view, one.done)
+
+    def reply(self, message: Message, view: ClientView, done: Done) -> Message:
         """A client's answer to a training message; what it keeps goes to the store."""
-        layout = self.engine.setting.layout
-        kept = {s.name: result.tensors[s.name].clone() for s in layout.kept}
+        beta, sent = self.engine.setting.local.client_momentum, done.sent
+        if beta:
+            sent = with_momentum(view, sent, beta)
+        heads = {s.name: done.result.tensors[s.name].clone() for s in view.layout.kept}
+        kept = {**view.kept, **heads}
         if kept and all(bool(tensor.isfinite().all()) for tensor in kept.values()):
-            self.store.put(result.client, kept)
-        arrays = to_record({s.name: result.tensors[s.name] for s in layout.sent})
+            self.store.put(view.client, kept)
+        result = done.result
         metrics = MetricRecord({"num-examples": result.examples, "loss": result.loss})
-        return Message(RecordDict({ARRAYS: arrays, METRICS: metrics}), reply_to=message)
+        content = RecordDict({ARRAYS: to_record(sent), METRICS: metrics})
+        return Message(content, reply_to=message)
 
     def _evaluate(self, client: int, message: Message, state: Tensors) -> Message:
         rows = self.held_rows(client)
@@ -120,28 +163,59 @@ def message_round(message: Message) -> int:
     return int(str(message.content[CONFIG]["server-round"]))
 
 
+@dataclass
+class _Round:
+    """One client's round on its way.
+
+    Attributes:
+        job: what waits to be done, None at the end.
+        done: what came of it, and
+        failure: what went wrong.
+    """
+
+    index: int
+    message: Message
+    view: ClientView
+    going: ClientRound
+    job: Train | Gradient | None = field(default=None)
+    done: Done | None = None
+    failure: ClientFailure | None = None
+
+    def advance(self, result: ClientResult | Tensors | ClientFailure | None) -> None:
+        """Go on to the next job with the result of the last."""
+        self.job = None
+        if isinstance(result, ClientFailure):
+            self.failure = result
+            return
+        try:
+            self.job = self.going.send(result)
+        except StopIteration as end:
+            self.done = end.value
+        except Exception as error:
+            self.failure = ClientFailure(self.view.client, "train", error)
+
+
 class _States:
-    """Trained tensors that clients start from; messages that share a record share them too."""
+    """What clients start from; messages that share a record share its tensors too."""
 
     def __init__(self, clients: CohortClients) -> None:
         self.clients = clients
         self.setting = clients.engine.setting
         self._shared: dict[int, Tensors] = {}
 
-    def of(self, client: int, message: Message) -> Tensors:
-        """What a client starts from: the tensors it is sent, and those it kept."""
-        record = message.content[ARRAYS]
+    def view(self, client: int, message: Message) -> ClientView:
+        """What a client knows: the tensors it is sent, and those it kept."""
+        record, config = message.content[ARRAYS], message.content[CONFIG]
         if not isinstance(record, ArrayRecord):
             raise TypeError(f"message holds no ArrayRecord called {ARRAYS!r}")
         if id(record) not in self._shared:
             self._shared[id(record)] = self._received(record)
-        shared = self._shared[id(record)]
-        kept = self.setting.layout.kept
-        if not kept:
-            return shared
-        own = self.clients.store.get(client)
-        initial = self.setting.adapted.initial
-        return {**shared, **{s.name: self._place((own or initial)[s.name]) for s in kept}}
+        layout, initial = self.setting.layout, self.setting.adapted.initial
+        own = dict(self.clients.store.get(client) or {})
+        heads = {s.name: self._place(own.pop(s.name, initial[s.name])) for s in layout.kept}
+        state = {**self._shared[id(record)], **heads}
+        number = message_round(message)
+        return ClientView(client, number, state, own, config, layout, initial)
 
     def _received(self, record: ArrayRecord) -> Tensors:
         tensors = {}

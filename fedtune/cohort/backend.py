@@ -59,6 +59,10 @@ class Backend(Protocol):
         """Train one cohort; results in the order of `works`."""
         ...
 
+    def gradient(self, works: Sequence[ClientWork], step: int = 0) -> Tensor:
+        """The gradient of each client's loss at a step from its start, (K, P)."""
+        ...
+
     def logits(self, state: Tensors, inputs: Inputs) -> Tensor:
         """The output of the model with the given trained tensors, without gradients."""
         ...

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from fedtune.cohort.sizing import fitting_size, out_of_memory, release
 from fedtune.cohort.together import CohortBackend
 from fedtune.errors import ClientFailure, RunError
 from fedtune.tasks.base import Data, Rows
+
+Result = TypeVar("Result")
+WorkOn = Callable[[list[ClientWork]], Mapping[int, Result]]
 
 EVALUATION_ROWS, EVALUATION_POSITIONS = 256, 4096
 
@@ -78,17 +81,41 @@ class Engine:
     def train(
         self, works: Sequence[ClientWork], server_round: int
     ) -> dict[int, ClientResult | ClientFailure]:
-        """Train a round's clients; gives each one's result or failure by its id.
+        """Train a round's clients; gives each one's result or failure by its id."""
+        return self._in_cohorts(
+            works,
+            server_round,
+            lambda cohort: {r.client: r for r in self.backend.train(cohort, server_round)},
+        )
 
-        Out of memory, the cohort size is halved and the round trained again from its start, so
-        that the layout stays a function of (round, clients, size).
+    def gradients(
+        self, works: Sequence[ClientWork], server_round: int
+    ) -> dict[int, Tensors | ClientFailure]:
+        """The gradient of each client's first step where it starts, by its id."""
+        layout = self.setting.layout
+        return self._in_cohorts(
+            works,
+            server_round,
+            lambda cohort: {
+                work.client: layout.split(row)
+                for work, row in zip(cohort, self.backend.gradient(cohort), strict=True)
+            },
+        )
+
+    def _in_cohorts(
+        self, works: Sequence[ClientWork], server_round: int, work_on: WorkOn[Result]
+    ) -> dict[int, Result | ClientFailure]:
+        """Work on a round's clients, cohort by cohort.
+
+        Out of memory, the cohort size is halved and all is done again from the start, so that the
+        layout stays a function of (round, clients, size).
         """
         if not works:
             return {}
         while True:
             try:
                 self.settle(works, server_round)
-                return self._train(works, server_round)
+                return self._once(works, server_round, work_on)
             except Exception as error:
                 if not out_of_memory(error):
                     raise
@@ -131,27 +158,28 @@ class Engine:
         with self.backend.holding(state) as model:
             return score(model, self.setting.device)
 
-    def _train(
-        self, works: Sequence[ClientWork], server_round: int
-    ) -> dict[int, ClientResult | ClientFailure]:
-        done: dict[int, ClientResult | ClientFailure] = {}
+    def _once(
+        self, works: Sequence[ClientWork], server_round: int, work_on: WorkOn[Result]
+    ) -> dict[int, Result | ClientFailure]:
+        done: dict[int, Result | ClientFailure] = {}
         for cohort in cohorts(works, self.resolved.size(server_round)):
-            done.update(self._train_cohort(cohort, server_round))
+            done.update(self._cohort(cohort, work_on))
         return done
 
-    def _train_cohort(
-        self, cohort: list[ClientWork], server_round: int
-    ) -> dict[int, ClientResult | ClientFailure]:
+    def _cohort(
+        self, cohort: list[ClientWork], work_on: WorkOn[Result]
+    ) -> dict[int, Result | ClientFailure]:
+        """What comes of a cohort; where it fails, of each of its clients alone."""
         try:
-            return {r.client: r for r in self.backend.train(cohort, server_round)}
+            return dict(work_on(cohort))
         except Exception as error:
             if out_of_memory(error):
                 raise
             if len(cohort) == 1:
                 return {cohort[0].client: ClientFailure(cohort[0].client, "train", error)}
-        apart: dict[int, ClientResult | ClientFailure] = {}
+        apart: dict[int, Result | ClientFailure] = {}
         for work in cohort:
-            apart.update(self._train_cohort([work], server_round))
+            apart.update(self._cohort([work], work_on))
         return apart
 
     def _first_size(self, works: Sequence[ClientWork]) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fedtune.adapters.layout import Tensors, load_tensors
 from fedtune.cohort.backend import Setting
 from fedtune.cohort.plan import ClientResult, ClientWork, out_of_patience, step_rates
+from fedtune.cohort.pull import Pulls, pulls_of
 from fedtune.cohort.stacked import Binding, CohortDropout, batch_keys, holds_trained
 from fedtune.scenario.schema import LocalSection
 from fedtune.tasks.base import Inputs, Rows
@@ -50,8 +51,11 @@ class SequentialBackend:
         with self._precision():
             yield self.model
 
-    def gradient(self, work: ClientWork, step: int) -> Tensor:
-        """The gradient of a client's loss at a step from its start, (P,)."""
+    def gradient(self, works: Sequence[ClientWork], step: int = 0) -> Tensor:
+        """The gradient of each client's loss at a step from its start, (K, P)."""
+        return torch.stack([self._gradient(work, step) for work in works])
+
+    def _gradient(self, work: ClientWork, step: int) -> Tensor:
         load_tensors(self.model, self.setting.layout.trained, work.state)
         self.model.zero_grad()
         self._backward(work, step)
@@ -62,12 +66,16 @@ class SequentialBackend:
         load_tensors(self.model, setting.layout.trained, work.state)
         optimizer = make_optimizer(setting.local, self.parameters)
         rates = step_rates(setting.local, len(work.steps), server_round, setting.rounds)
+        flat = setting.layout.flatten(work.state).to(setting.device, setting.master)
+        pulls = pulls_of([work.pull], setting.layout, flat.unsqueeze(0))
         losses: list[float] = []
         epochs: list[float] = []
         for step, rate in enumerate(rates):
             optimizer.param_groups[0]["lr"] = rate
             optimizer.zero_grad()
             losses.append(self._backward(work, step))
+            if pulls is not None:
+                self._pull(pulls)
             if setting.local.clip is not None:
                 torch.nn.utils.clip_grad_norm_(self.parameters, setting.local.clip)
             optimizer.step()
@@ -83,6 +91,14 @@ class SequentialBackend:
         }
         mean = sum(losses) / len(losses)
         return ClientResult(work.client, tensors, mean, len(losses), work.examples)
+
+    def _pull(self, pulls: Pulls) -> None:
+        theta = torch.cat([p.detach().reshape(-1) for p in self.parameters]).unsqueeze(0)
+        grad = torch.zeros_like(theta)
+        pulls.add(grad, theta)
+        parts = self.setting.layout.split(grad[0]).values()
+        for part, parameter in zip(parts, self.parameters, strict=True):
+            parameter.grad = _grad(parameter) + part
 
     def _backward(self, work: ClientWork, step: int) -> float:
         batches = [self.setting.data.gather(self._index(rows)) for rows in work.steps[step]]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedtune.adapters.layout import Tensors
+from fedtune.cohort.pull import Pull
 from fedtune.randomness import generator, key_of
 from fedtune.scenario.schema import EarlyStopping, LocalSection
 from fedtune.tasks.base import Rows
@@ -30,6 +31,7 @@ class ClientWork:
         dropout_key: key of its dropout stream.
         examples: how many examples it holds.
         positions: padded positions (rows times the widest) of its largest batch.
+        pull: what the method adds to its objective.
     """
 
     client: int
@@ -39,6 +41,7 @@ class ClientWork:
     dropout_key: int
     examples: int
     positions: int = 1
+    pull: Pull | None = None
 
     @property
     def batch_rows(self) -> int:
@@ -73,16 +76,21 @@ def plan_work(
     local: LocalSection,
     seed: int,
     widths: Rows | None = None,
+    pull: Pull | None = None,
+    again: int = 0,
 ) -> ClientWork:
     """Draw a client's batches for a round.
 
     Args:
         rows: the client's rows of the data, not empty.
         widths: positions that each of them fills; by default 1.
+        pull: what the method adds to its objective.
+        again: the how many-th training of the round it is, from 0; each has batches of its own.
     """
     if widths is None:
         widths = np.ones(len(rows), dtype=np.int64)
-    deal = _Deal(rows, widths, local, seed, server_round, client)
+    place = (server_round, client, again) if again else (server_round, client)
+    deal = _Deal(rows, widths, local, seed, place)
     if local.epochs is not None:
         epochs = [deal.epoch() for _ in range(local.epochs)]
         steps = [step for epoch in epochs for step in _group(epoch, local.accumulation)]
@@ -90,8 +98,16 @@ def plan_work(
         ends = [per_epoch * (e + 1) for e in range(local.epochs)]
     else:
         steps, ends = _fixed_steps(deal, local)
-    key = key_of("dropout", seed, server_round, client)
-    return ClientWork(client, state, tuple(steps), tuple(ends), key, len(rows), deal.positions)
+    key = key_of("dropout", seed, *place)
+    return ClientWork(
+        client, state, tuple(steps), tuple(ends), key, len(rows), deal.positions, pull
+    )
+
+
+def full_work(client: int, rows: Rows, state: Tensors, batch_size: int) -> ClientWork:
+    """One step over all of a client's rows, in batches whose gradients are added up."""
+    batches = tuple(rows[i : i + batch_size] for i in range(0, len(rows), batch_size))
+    return ClientWork(client, state, (batches,), (1,), key_of("full", client), len(rows))
 
 
 def planned_steps(examples: int, local: LocalSection) -> int:
@@ -112,12 +128,11 @@ class _Deal:
         widths: Rows,
         local: LocalSection,
         seed: int,
-        server_round: int,
-        client: int,
+        place: tuple[int, ...],
     ) -> None:
         self.rows, self.widths, self.local = rows, widths, local
-        self.draw = generator("batches", seed, server_round, client)
-        self.together = generator("lengths", seed, server_round)
+        self.draw = generator("batches", seed, *place)
+        self.together = generator("lengths", seed, place[0])
         self.positions = 1
 
     def epoch(self) -> list[Rows]:

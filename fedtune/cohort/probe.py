@@ -35,13 +35,13 @@ def choose_backend(setting: Setting, kind: str, rows: Rows) -> tuple[Backend, st
         return SequentialBackend(setting), None
     works = _two_clients(setting, rows)
     reference = SequentialBackend(setting)
-    alone = torch.stack([reference.gradient(work, 0) for work in works])
+    alone = reference.gradient(works)
     try:
         backend = CohortBackend(setting)
     except NotStackableError as error:
         return reference, f"{error}, which has no stacked form"
     try:
-        together = backend.gradient(works, 0)
+        together = backend.gradient(works)
     except (RuntimeError, ValueError) as error:
         backend.close()
         return reference, f"two clients cannot be folded into its batch ({str(error)[:80]})"

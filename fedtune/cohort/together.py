@@ -17,6 +17,7 @@ from fedtune.adapters.layout import Tensors
 from fedtune.cohort.backend import Setting
 from fedtune.cohort.optimizer import StackedOptimizer
 from fedtune.cohort.plan import ClientResult, ClientWork, out_of_patience, step_rates
+from fedtune.cohort.pull import pulls_of
 from fedtune.cohort.stacked import Binding, batch_keys, stack_model, unstack
 from fedtune.tasks.base import Batch, Inputs, Rows
 
@@ -81,7 +82,7 @@ class CohortBackend:
         self.binding.tensors = {**self.frozen, **tensors}
         self.binding.clients, self.binding.dropout_keys = len(theta), keys
 
-    def gradient(self, works: Sequence[ClientWork], step: int) -> Tensor:
+    def gradient(self, works: Sequence[ClientWork], step: int = 0) -> Tensor:
         """The gradient of each client's loss at a step from its start, (K, P)."""
         cohort = _Cohort(self, works, 1)
         cohort.backward(step)
@@ -104,6 +105,7 @@ class _Cohort:
         self.theta = torch.stack([flat[id(work.state)] for work in works]).requires_grad_()
         self.final = torch.empty_like(self.theta, requires_grad=False)
         self.optimizer = StackedOptimizer(self.setting.local, self.theta)
+        self.pulls = pulls_of([work.pull for work in works], self.setting.layout, self.theta)
         self.keys = torch.tensor([work.dropout_key for work in works], device=device)
         self.active = list(range(len(works)))
         self.losses: list[tuple[list[int], Tensor]] = []
@@ -128,6 +130,8 @@ class _Cohort:
         rows = torch.tensor(going, dtype=torch.int64, device=self.setting.device)
         self.theta = self.theta.detach().index_select(0, rows).requires_grad_()
         self.optimizer.keep(rows)
+        if self.pulls is not None:
+            self.pulls.keep(rows)
         self.keys = self.keys.index_select(0, rows)
         self.active = [self.active[i] for i in going]
 
@@ -135,6 +139,8 @@ class _Cohort:
         """One optimiser step of every active client."""
         self.losses.append((list(self.active), self.backward(step)))
         assert self.theta.grad is not None
+        if self.pulls is not None:
+            self.pulls.add(self.theta.grad, self.theta)
         rates = [self.rates[k][step] for k in self.active]
         rate = torch.tensor(rates, dtype=self.theta.dtype, device=self.theta.device)
         self.optimizer.step(self.theta, self.theta.grad, rate.unsqueeze(1))

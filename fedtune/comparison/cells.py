@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -32,7 +33,7 @@ class Cell:
     name: str
     scenario: Scenario
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Of what the scenario says beyond defaults, so that a key added to it changes none."""
         said = self.scenario.model_dump(mode="json", exclude_defaults=True)
@@ -49,13 +50,15 @@ class CellStore:
 
     def __init__(self, path: Path) -> None:
         self.folder = path / FOLDER
+        there = sorted(self.folder.iterdir(), reverse=True) if self.folder.is_dir() else []
+        self._there = {found.name.rpartition("-")[2]: found for found in there}
 
     def directory(self, cell: Cell) -> RunDirectory:
         """Its run directory, there or not."""
-        for found in sorted(self.folder.glob(f"*-{cell.digest}")):
-            return RunDirectory(found)
-        name = re.sub(r"[^A-Za-z0-9.]+", "-", cell.name).strip("-")[:NAME_LENGTH]
-        return RunDirectory(self.folder / f"{name}-{cell.digest}")
+        if cell.digest not in self._there:
+            name = re.sub(r"[^A-Za-z0-9.]+", "-", cell.name).strip("-")[:NAME_LENGTH]
+            self._there[cell.digest] = self.folder / f"{name}-{cell.digest}"
+        return RunDirectory(self._there[cell.digest])
 
     def status(self, cell: Cell) -> Status:
         """How far it has come."""
@@ -72,7 +75,7 @@ class CellStore:
         """
         directory = self.directory(cell)
         if self.status(cell) == "waiting":
-            return run(cell.scenario, out=directory.path, observer=observer, library=library)
+            return run(cell.scenario, (), directory.path, observer, None, library, pictures=False)
         if dump_scenario(directory.scenario) != dump_scenario(cell.scenario):
             raise ScenarioError(f"{str(directory.path)!r}: holds a run of another scenario")
-        return resume(directory.path, observer=observer, library=library)
+        return resume(directory.path, (), observer, None, library, pictures=False)

@@ -13,9 +13,9 @@ from fedtune.cohort.sizing import forget_peak_memory
 from fedtune.comparison.budget import spent, within
 from fedtune.comparison.cells import Cell, CellStore
 from fedtune.comparison.directory import ComparisonDirectory
-from fedtune.comparison.grid import Family, Over, expand, families, settled
+from fedtune.comparison.grid import Family, Over, expand, families, label_of, settled
 from fedtune.comparison.measure import default_metric
-from fedtune.comparison.tuning import Trial, candidates, choose, score, trial_cells
+from fedtune.comparison.tuning import Trial, candidates, choose, score, trial_cells, worst_of
 from fedtune.errors import FedtuneError, Incompatible, ScenarioError
 from fedtune.runs.build import Federation, build, pick_device
 from fedtune.runs.loop import Line, Started, start_state
@@ -119,19 +119,21 @@ class Execution:
             assert self.reference.family.scenario is not None
             self.amount = spent(self.reference.family.scenario, budget.kind, self.library)
         for row in self.possible:
-            if self.section.tune:
+            if self.section.tune and self._searched(row.family):
                 row.trials = self._trials(row.family)
-            if all(self.store.status(cell) == "done" for t in row.trials for cell in t.cells):
-                self._settle(row)
+        for group in self._groups():
+            cells = [cell for row in group for t in row.trials for cell in t.cells]
+            if all(self.store.status(cell) == "done" for cell in cells):
+                self._settle(group)
 
     def train(self) -> None:
         """Train what is missing."""
         self.save()
         self._plan()
         self._train([cell for row in self.possible for t in row.trials for cell in t.cells])
-        for row in self.possible:
-            if not row.cells:
-                self._settle(row)
+        for group in self._groups():
+            if not group[0].cells:
+                self._settle(group)
         self.save()
         self._train(_seed_by_seed(self.possible))
         self.save()
@@ -208,18 +210,39 @@ class Execution:
                 found.append(Trial(values, cells))
         return found
 
-    def _settle(self, row: Row) -> None:
-        """Choose the row's values, and make its cells."""
+    def _searched(self, family: Family) -> bool:
+        return all(family.over[key] in values for key, values in self.section.tune_at.items())
+
+    def _groups(self) -> list[list[Row]]:
+        """Rows that share one choice: those that differ only in axes of `worst_over`."""
+        found: dict[str, list[Row]] = {}
+        for row in self.possible:
+            free = {k: v for k, v in row.family.over.items() if k not in self.section.worst_over}
+            found.setdefault(label_of(free), []).append(row)
+        return list(found.values())
+
+    def _settle(self, group: list[Row]) -> None:
+        """Choose the values of rows that share them, and make their cells."""
         assert self.metric is not None
         if self.section.tune:
-            row.scores = [score(trial, self.store, self.metric) for trial in row.trials]
-            best = choose(row.scores, self.metric)
+            searched = [row for row in group if self._searched(row.family)]
+            for row in searched:
+                row.scores = [score(trial, self.store, self.metric) for trial in row.trials]
+            values, worst = worst_of([(r.trials, r.scores) for r in searched], self.metric)
+            best = choose(worst, self.metric)
             if best is None:
-                lost = [self.problems.get(c.digest) for trial in row.trials for c in trial.cells]
+                trials = [trial for row in searched for trial in row.trials]
+                lost = [self.problems.get(c.digest) for trial in trials for c in trial.cells]
                 reason = next(filter(None, lost), "no candidate is possible, or all diverged")
-                row.problem = f"its search gave nothing: {reason}"
+                for row in group:
+                    row.problem = f"its search gave nothing: {reason}"
                 return
-            row.chosen = row.trials[best].values
+            for row in group:
+                row.chosen = values[best]
+        for row in group:
+            self._make_cells(row)
+
+    def _make_cells(self, row: Row) -> None:
         base = settled(self.base, {**row.family.over, **row.chosen})
         for seed in range(base.run.seed, base.run.seed + self.section.seeds):
             run = base.run.model_copy(update={"seed": seed})
@@ -243,7 +266,7 @@ class Execution:
             self.observer.began(cell)
             problem = None if done else self._train_one(cell)
             self.observer.ended(cell, problem)
-            if not done:
+            if problem:
                 self.save()
 
     def _train_one(self, cell: Cell) -> str | None:

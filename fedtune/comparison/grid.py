@@ -14,6 +14,7 @@ from fedtune.errors import Incompatible, ScenarioError
 from fedtune.runs.build import settle_paths
 from fedtune.runs.strategies import make_strategy, strategy_names
 from fedtune.scenario import Scenario, load_scenario
+from fedtune.scenario.schema import AttackSection
 
 ALL, STRATEGY = "all", "strategy.name"
 Over = dict[str, Any]
@@ -87,9 +88,14 @@ def families(base: Scenario, axes: Mapping[str, list[Any]]) -> list[Family]:
 
 
 def settled(base: Scenario, over: Mapping[str, Any]) -> Scenario:
-    """A scenario with values laid over it, its strategy checked, its adapter and paths settled."""
+    """A scenario with values laid over it, its strategy checked, its adapter and paths settled.
+
+    An attack by nobody is no attack, so those of a grid are trained once.
+    """
     scenario = settle_paths(load_scenario(base, over))
     make_strategy(scenario)
+    if scenario.attack.fraction == 0:
+        scenario.attack = AttackSection(fraction=0.0)
     scenario.compare = None
     return scenario
 

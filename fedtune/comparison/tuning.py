@@ -77,6 +77,33 @@ def choose(scores: Sequence[float | None], metric: str) -> int | None:
     return min(usable)[1] if usable else None
 
 
+def worst_of(
+    searches: Sequence[tuple[Sequence[Trial], Sequence[float | None]]], metric: str
+) -> tuple[list[Over], list[float | None]]:
+    """The candidates that all searches have, and the worst score of each among them.
+
+    Args:
+        searches: trials and their scores, of families that share one choice.
+        metric: that was scored.
+    """
+    worst = max if better_is_lower(metric) else min
+    tables = [
+        {
+            label_of(trial.values): (trial.values, score)
+            for trial, score in zip(*search, strict=True)
+        }
+        for search in searches
+    ]
+    shared = [key for key in tables[0] if all(key in table for table in tables)] if tables else []
+    values, scores = [], []
+    for key in shared:
+        found = [table[key][1] for table in tables]
+        usable = [s for s in found if s is not None and math.isfinite(s)]
+        values.append(tables[0][key][0])
+        scores.append(worst(usable) if len(usable) == len(found) else None)
+    return values, scores
+
+
 def at_edge(chosen: Mapping[str, Any], tune: Mapping[str, Sequence[Any]]) -> list[str]:
     """Keys whose chosen number is the least or greatest of those tried: the best may lie beyond."""
     found = []

@@ -53,6 +53,7 @@ def run(
     observer: Observer | None = None,
     grid: Grid | None = None,
     library: Library | None = None,
+    pictures: bool = True,
 ) -> RunDirectory:
     """Run a scenario to its end.
 
@@ -64,6 +65,7 @@ def run(
         grid: Flower's grid, in a ServerApp; without one, `engine.kind = "flower"` starts its own
             SuperLink and Simulation Runtime.
         library: lends model and data to several runs of one process.
+        pictures: whether curves and partition are drawn.
 
     Returns:
         The run directory: `.metrics`, `.summary`, `.adapter`.
@@ -88,8 +90,9 @@ def run(
     )
     directory = holder["d"] = RunDirectory.create(path, settled)
     with directory.locked():
-        _write_partition(federation, directory)
-        return _go(federation, start_state(federation, None), directory, observer or Silent())
+        _write_partition(federation, directory, pictures)
+        state = start_state(federation, None)
+        return _go(federation, state, directory, observer or Silent(), pictures)
 
 
 def resume(
@@ -98,6 +101,7 @@ def resume(
     observer: Observer | None = None,
     grid: Grid | None = None,
     library: Library | None = None,
+    pictures: bool = True,
 ) -> RunDirectory:
     """Go on with a run that was stopped, or lengthen one that ended.
 
@@ -107,6 +111,7 @@ def resume(
         observer: shows the run while it goes on.
         grid: Flower's grid, in a ServerApp.
         library: lends model and data to several runs of one process.
+        pictures: whether curves and partition are drawn.
 
     Raises:
         ScenarioError: if it is no run directory, or another key is overridden.
@@ -120,7 +125,8 @@ def resume(
         if outside:
             directory.write_scenario(scenario)
         else:
-            return _resume(directory, scenario, found, observer or Silent(), grid, library)
+            watch = observer or Silent()
+            return _resume(directory, scenario, found, watch, grid, library, pictures)
     return run_on_flower(scenario, directory.path, observer or Silent(), resume=True)
 
 
@@ -131,6 +137,7 @@ def _resume(
     observer: Observer,
     grid: Grid | None,
     library: Library | None,
+    pictures: bool,
 ) -> RunDirectory:
     engine = directory.read_engine()
     federation = build(
@@ -145,9 +152,9 @@ def _resume(
     if grid is not None and scenario.task.head == "local" and done:
         _check_kept(directory)
     directory.write_scenario(scenario)
-    _write_partition(federation, directory)
+    _write_partition(federation, directory, pictures)
     directory.forget_after(done)
-    return _go(federation, start_state(federation, found), directory, observer)
+    return _go(federation, start_state(federation, found), directory, observer, pictures)
 
 
 def _check_kept(directory: RunDirectory) -> None:
@@ -158,12 +165,12 @@ def _check_kept(directory: RunDirectory) -> None:
         )
 
 
-def _write_partition(federation: Federation, directory: RunDirectory) -> None:
+def _write_partition(federation: Federation, directory: RunDirectory, draw: bool) -> None:
     task, picture = federation.task, directory.path / "partition.png"
     if not isinstance(task.clients, DealtRows):
         return
     directory.write_partition(task.clients.parts)
-    if task.train.labels is not None and not picture.exists():
+    if draw and task.train.labels is not None and not picture.exists():
         draw_partition(picture, task.clients.parts, task.train.labels, task.classes)
 
 
@@ -190,7 +197,11 @@ def _overridden(directory: RunDirectory, overrides: Overrides) -> Scenario:
 
 
 def _go(
-    federation: Federation, state: ServerState, directory: RunDirectory, observer: Observer
+    federation: Federation,
+    state: ServerState,
+    directory: RunDirectory,
+    observer: Observer,
+    pictures: bool,
 ) -> RunDirectory:
     if isinstance(federation.serving, NodeGrid):
         known = federation.serving.directory
@@ -205,7 +216,8 @@ def _go(
     if (directory.path / KEPT).is_dir():
         federation.store.kept = FileStore(directory.path / KEPT, state.round + 1).latest()
     save_result(federation, state.arrays, directory)
-    draw_run(federation, state, directory)
+    if pictures:
+        draw_run(federation, state, directory)
     clients = by_client(federation, state)
     if clients is not None:
         directory.write_clients(clients)

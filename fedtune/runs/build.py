@@ -126,7 +126,8 @@ def build(
     own = scenario.clients
     holdout = own.held_share if head == "local" else own.holdout or 0.0
     store = MemoryStore()
-    clients = CohortClients(runner, task.clients, store, scenario.run.seed, holdout)
+    method = type(strategy).client_round
+    clients = CohortClients(runner, task.clients, store, scenario.run.seed, holdout, method)
     eligible, on_error = task.clients.eligible, scenario.faults.on_error
     grid = (
         CohortGrid(clients, eligible, on_error)

@@ -29,7 +29,10 @@ def save_result(federation: Federation, arrays: dict[str, Tensor], directory: Ru
     final = {**federation.adapted.initial, **arrays}
     save_adapter(federation.adapted, final, directory.adapter)
     for client, kept in federation.store.kept.items():
-        data = save({name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()})
+        names = [spec.name for spec in federation.adapted.layout.kept]
+        if not names:
+            break
+        data = save({name: kept[name].detach().cpu().contiguous() for name in names})
         write_atomically(directory.path / "clients" / f"{client}.safetensors", data)
 
 

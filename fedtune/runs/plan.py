@@ -11,6 +11,8 @@ import numpy as np
 from flwr.app import ConfigRecord, Message
 
 from fedtune.adapters.layout import Tensors
+from fedtune.apps.clients import CONFIG
+from fedtune.apps.rounds import ClientView, Done
 from fedtune.cohort.engine import cohorts
 from fedtune.cohort.plan import ClientResult
 from fedtune.cohort.sizing import held_memory, peak_memory
@@ -177,8 +179,11 @@ def _reply(federation: Federation, message: Message, client: int, arrays: Tensor
     layout = federation.adapted.layout
     sent = {spec.name: arrays[spec.name] for spec in layout.sent}
     unkept = replace(federation.clients, store=_Forgetful())
-    kept = {s.name: federation.adapted.initial[s.name] for s in layout.kept}
-    return unkept.reply(message, ClientResult(client, {**sent, **kept}, 1.0, 1, examples))
+    initial = federation.adapted.initial
+    kept = {s.name: initial[s.name] for s in layout.kept}
+    state = {**sent, **kept}
+    view = ClientView(client, 1, state, {}, message.content[CONFIG], layout, initial)
+    return unkept.reply(message, view, Done(ClientResult(client, state, 1.0, 1, examples), sent))
 
 
 class _Forgetful:

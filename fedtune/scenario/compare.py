@@ -38,6 +38,13 @@ class CompareSection(Section):
         {}, description="dotted keys to values searched for each combination on validation data"
     )
     tune_seeds: Annotated[int, Field(ge=1)] = Field(1, description="seeds of that search")
+    tune_at: dict[str, Values] = Field(
+        {}, description="axes of over with the values that the search looks at; by default all"
+    )
+    worst_over: list[str] = Field(
+        [], description="axes of over that nobody gets to choose, such as attack.kind: "
+        "combinations that differ in these alone share the choice whose worst score is best",
+    )  # fmt: skip
     validation: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         0.2, description="share of each client's examples that the search holds out"
     )
@@ -67,6 +74,14 @@ class CompareSection(Section):
             raise ValueError(f"{both[0]} is in over and in tune")
         if unknown := sorted(self.reference.keys() - self.over.keys()):
             raise ValueError(f"reference: {unknown[0]} is not an axis of over")
+        for name, keys in (("tune_at", self.tune_at), ("worst_over", self.worst_over)):
+            for key in keys:
+                if key not in self.over:
+                    raise ValueError(f"{name}: {key} is not an axis of over")
+        for key, values in self.tune_at.items():
+            for value in values:
+                if self.over[key] != ["all"] and value not in self.over[key]:
+                    raise ValueError(f"tune_at: {key} = {value!r} is not one of {self.over[key]}")
         for key, value in self.reference.items():
             if self.over[key] != ["all"] and value not in self.over[key]:
                 raise ValueError(f"reference: {key} = {value!r} is not one of {self.over[key]}")

@@ -138,6 +138,11 @@ class LocalSection(Section):
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-3
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    client_momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0,
+        description="b in m = b m + (1 - b) update, which a client keeps over rounds and sends "
+        "instead of its update",
+    )
     betas: Annotated[list[Beta], Field(min_length=2, max_length=2)] = Field([0.9, 0.999])
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from fedtune.cohort import stacked, together
 from fedtune.cohort.onebyone import SequentialBackend
 from fedtune.cohort.plan import plan_work
+from fedtune.cohort.pull import Pull
 from fedtune.cohort.together import CohortBackend
 from fedtune.scenario.schema import EarlyStopping, LocalSection
 from tests.cohort import kit
@@ -132,11 +135,7 @@ def test_float32_stays_within_its_bounds_after_a_round(name, bound):
     for make in (CohortBackend, SequentialBackend):
         setting = kit.setting(local=local, dtype=torch.float32)
         works, backend = kit.works(setting), make(setting)
-        gradients[make] = (
-            backend.gradient(works, 0)
-            if make is CohortBackend
-            else torch.stack([backend.gradient(work, 0) for work in works])
-        )
+        gradients[make] = backend.gradient(works)
         found[make] = kit.change(setting, backend.train(works, 1), works)
     assert kit.distance(gradients[CohortBackend], gradients[SequentialBackend]) < 1e-5
     for client, change in found[CohortBackend].items():
@@ -191,3 +190,39 @@ def test_planted_bugs_are_caught(plant, monkeypatch):
     works = kit.works(setting)
     found = kit.change(setting, CohortBackend(setting).train(works, 1), works)
     assert max(kit.distance(found[c], reference[c]) for c in found) > 1e-4
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_pull_is_the_same_in_a_cohort_and_alone_and_touches_its_client_only(optimizer):
+    local = LocalSection(epochs=2, batch_size=3, **OPTIMIZERS[optimizer])
+    setting = kit.setting(local=local, dropout=0.2)
+    plain = kit.works(setting)
+    pulls = [None, Pull(kit.stirred(setting, 1), kit.stirred(setting, 2), 0.3),
+             Pull(anchor=kit.stirred(setting, 4), strength=0.1), Pull(kit.stirred(setting, 5))]  # fmt: skip
+    works = [replace(work, pull=pull) for work, pull in zip(plain, pulls, strict=True)]
+    together_ = kit.change(setting, CohortBackend(setting).train(works, 1), works)
+    setting = kit.setting(local=local, dropout=0.2)
+    without = kit.change(setting, CohortBackend(setting).train(plain, 1), plain)
+    setting = kit.setting(local=local, dropout=0.2)
+    alone = kit.change(setting, SequentialBackend(setting).train(works, 1), works)
+    for client in alone:
+        assert kit.distance(together_[client], alone[client]) < FLOAT64
+    assert torch.equal(together_[0], without[0])
+    assert all(kit.distance(together_[k], without[k]) > 1e-3 for k in (1, 2, 3))
+
+
+def test_one_step_of_a_pulled_client_is_the_step_of_its_penalised_loss():
+    """SGD from θ: θ - η·(∇f(θ) + c + s·(θ - anchor))."""
+    local = LocalSection(steps=1, batch_size=3, optimizer="sgd", lr=0.1)
+    setting = kit.setting(local=local)
+    (work, *_) = kit.works(setting)
+    backend = CohortBackend(setting)
+    linear, anchor = kit.stirred(setting, 1), kit.stirred(setting, 2)
+    theta = setting.layout.flatten(work.state)
+    expected = theta - 0.1 * (
+        backend.gradient([work])[0]
+        + setting.layout.flatten(linear)
+        + 0.7 * (theta - setting.layout.flatten(anchor))
+    )
+    (result,) = backend.train([replace(work, pull=Pull(linear, anchor, 0.7))], 1)
+    assert kit.distance(setting.layout.flatten(result.tensors), expected) < 1e-12

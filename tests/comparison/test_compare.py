@@ -149,6 +149,48 @@ def test_a_search_sees_no_test_row_and_its_choice_is_trained(tmp_path):
     assert family["at_edge"] == (["local.lr"] if family["chosen"]["local.lr"] != 1e-3 else [])
 
 
+def test_a_defence_is_tuned_for_its_worst_case_and_an_attack_by_nobody_is_trained_once(tmp_path):
+    rates = [1e-4, 3e-2]
+    found = fedtune.compare(
+        "quickstart",
+        {
+            "strategy.rule": ["mean", "median"],
+            "attack.kind": ["none", "sign-flip", "ipm"],
+            "attack.fraction": [0.0, 0.4],
+        },
+        small(clients__participation__value=1.0),
+        tmp_path / "c",
+        seeds=1,
+        tune={"local.lr": rates},
+        tune_at={"attack.kind": ["sign-flip", "ipm"], "attack.fraction": [0.4]},
+        worst_over=["attack.kind", "attack.fraction"],
+    )
+    for rule in ("mean", "median"):
+        group = [f for f in found.record["families"] if f["over"]["strategy.rule"] == rule]
+        searched = [f for f in group if f["trials"]]
+        assert [(f["over"]["attack.kind"], f["over"]["attack.fraction"]) for f in searched] == [
+            ("sign-flip", 0.4), ("ipm", 0.4)
+        ]  # fmt: skip
+        worst = [min(f["trials"][i]["score"] for f in searched) for i in range(2)]
+        assert all(f["chosen"] == {"local.lr": rates[int(np.argmax(worst))]} for f in group)
+        none = [f["cells"][0] for f in group if f["over"]["attack.fraction"] == 0.0]
+        assert len(none) == 3
+        assert len({cell["directory"] for cell in none}) == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"worst_over": ["attack.kind"]}, "not an axis of over"),
+        ({"tune_at": {"strategy.name": ["fedprox"]}}, "is not one of"),
+    ],
+)
+def test_axes_of_a_search_are_axes_of_the_comparison(tmp_path, setting, message):
+    with pytest.raises(ScenarioError, match=message):
+        fedtune.compare("quickstart", OVER, small(), tmp_path / "c", **setting)
+    assert not (tmp_path / "c").exists()
+
+
 def test_budgets_are_kept_and_the_next_round_would_exceed_them(tmp_path):
     for kind, steps in (("bytes_up", 2), ("client_steps", 2)):
         found = fedtune.compare(

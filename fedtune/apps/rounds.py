@@ -1,0 +1,108 @@
+"""What a client does in a round, as a coroutine: it yields jobs and is sent their results.
+
+The jobs that a round's clients yield are done together, in cohorts; so a method is written for one
+client and trained for many. A strategy names its coroutine as `client_round`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import ConfigRecord
+
+from fedtune.adapters.layout import Layout, Tensors
+from fedtune.cohort.plan import ClientResult
+from fedtune.cohort.pull import Pull
+
+MOMENTUM = "momentum/"
+
+
+@dataclass(frozen=True)
+class Train:
+    """Local training by the scenario's `[local]`; its result is a `ClientResult`.
+
+    Attributes:
+        state: all trained tensors, as they are before.
+        pull: what the method adds to the objective.
+        again: the how many-th of this round it is, from 0; each has batches of its own.
+    """
+
+    state: Tensors
+    pull: Pull | None = None
+    again: int = 0
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The gradient of the mean loss over all that the client trains on; its result is `Tensors`.
+
+    Attributes:
+        state: where it is taken.
+    """
+
+    state: Tensors
+
+
+@dataclass
+class ClientView:
+    """What a client knows in a round.
+
+    Attributes:
+        client: its logical id.
+        server_round: number of the round.
+        state: all trained tensors: those it was sent, and those it kept of its own head.
+        kept: what else it keeps over rounds; what it puts here it finds again.
+        config: of the message.
+        layout: the adapter's tensors.
+        initial: what they were before round 1.
+    """
+
+    client: int
+    server_round: int
+    state: Tensors
+    kept: Tensors
+    config: ConfigRecord | Mapping[str, Any]
+    layout: Layout
+    initial: Tensors
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a client has at the end of its round.
+
+    Attributes:
+        result: of its training; its tensors are its own.
+        sent: what it sends, by name.
+    """
+
+    result: ClientResult
+    sent: Tensors
+
+
+ClientRound = Generator[Train | Gradient, Any, Done]
+RoundFunction = Callable[[ClientView], ClientRound]
+
+
+def plain_round(view: ClientView) -> ClientRound:
+    """Train once from what was sent, and send what came of it."""
+    result: ClientResult = yield Train(view.state)
+    return Done(result, {s.name: result.tensors[s.name] for s in view.layout.sent})
+
+
+def with_momentum(view: ClientView, sent: Tensors, beta: float) -> Tensors:
+    """m ← β·m + (1 - β)·update, kept from round to round, sent instead of the update.
+
+    Client momentum as Byzantine-robust protocols have it (Karimireddy et al., 2021; ByzFL); m
+    begins at 0.
+    """
+    moved = {}
+    for name, tensor in sent.items():
+        start = view.state[name]
+        before = view.kept.get(MOMENTUM + name)
+        fresh = (1.0 - beta) * (tensor - start)
+        momentum = fresh if before is None else beta * before.to(fresh) + fresh
+        view.kept[MOMENTUM + name] = momentum
+        moved[name] = start + momentum
+    return moved
