@@ -2,5 +2,6 @@
 
 from strategies.fedavg import FedAvg
 from strategies.ffa_lora import FFALoRA
+from strategies.rerce import RERCE
 
-__all__ = ["FFALoRA", "FedAvg"]
+__all__ = ["RERCE", "FFALoRA", "FedAvg"]

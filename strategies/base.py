@@ -6,7 +6,6 @@ import copy
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from fedtune.apps.rounds import RoundFunction, plain_round
 from fedtune.grids.arrays import records, to_record, to_tensors
 from fedtune.grids.directory import Directory, directory_of
-from fedtune.grids.replies import metrics_fault, sift
+from fedtune.grids.replies import RoundReport, metrics_fault, sift
 from fedtune.participation import Participation
 from fedtune.randomness import key_of
 from fedtune.rules import (
@@ -38,33 +37,12 @@ STATEFUL = ("rule", "server_optimizer")
 LOGGER = logging.getLogger("strategies")
 
 
-@dataclass
-class RoundReport:
-    """What happened to a round's replies.
-
-    Attributes:
-        sampled: client ids that were asked.
-        used: client ids whose update entered the rule.
-        failed: reason by client id, of clients that answered with an error.
-        rejected: reason by client id, of malformed replies; they never reach the rule.
-        lost: client ids of which nothing arrived.
-        examples: that each used client reports to hold.
-        coefficients: of the used clients' updates, where the rule is a linear combination.
-        notes: what else the rule says.
-    """
-
-    sampled: list[int] = field(default_factory=list)
-    used: list[int] = field(default_factory=list)
-    failed: dict[int, str] = field(default_factory=dict)
-    rejected: dict[int, str] = field(default_factory=dict)
-    lost: list[int] = field(default_factory=list)
-    examples: dict[int, float] = field(default_factory=dict)
-    coefficients: list[float] | None = None
-    notes: dict[str, float] = field(default_factory=dict)
-
-
 class AdapterStrategy(FlowerFedAvg):
     """FedAvg on differences, with clients drawn from (seed, round) and malformed replies set aside.
+
+    A subclass names its `adapter` kind and those it `accepts`, what fedtune's clients do in a round
+    (`client_round`), whether they keep something for the next (`clients_keep`), and which weights
+    `auto` is (`auto_weights`).
 
     Takes every argument of Flower's FedAvg by keyword, and:
 
@@ -76,7 +54,7 @@ class AdapterStrategy(FlowerFedAvg):
         server_optimizer: what is made of the aggregated update, or its name.
         f: malicious clients of a round that rules and pre-aggregators given by name expect.
         weights: `uniform`, `reported` (by `weighted_by_key`) or `capped`, heeded by the mean only;
-            `auto` is `reported`.
+            `auto` is the strategy's own.
         max_weight: the most that counts under `capped`.
     """
 
@@ -84,6 +62,8 @@ class AdapterStrategy(FlowerFedAvg):
     adapter: ClassVar[str]
     accepts: ClassVar[frozenset[str]]
     client_round: ClassVar[RoundFunction] = staticmethod(plain_round)
+    clients_keep: ClassVar[bool] = False
+    auto_weights: ClassVar[str] = "reported"
 
     def __init__(
         self,
@@ -107,7 +87,7 @@ class AdapterStrategy(FlowerFedAvg):
             if isinstance(server_optimizer, str)
             else server_optimizer
         )
-        self.weights = "reported" if weights == "auto" else weights
+        self.weights = self.auto_weights if weights == "auto" else weights
         self.max_weight = max_weight
         self.report = RoundReport()
         self._directory = Directory({})
@@ -124,6 +104,7 @@ class AdapterStrategy(FlowerFedAvg):
         self._directory = self._wait_for_clients(grid)
         clients = self.participation.draw(self._directory.clients, server_round)
         self.report = RoundReport(sampled=clients)
+        arrays = self.broadcast(arrays)
         self._sent = to_tensors(arrays)
         self._expected = {n: t for n, t in self._sent.items() if self.averages(n)}
         kind = MessageType.TRAIN
@@ -146,15 +127,26 @@ class AdapterStrategy(FlowerFedAvg):
         weights = policy_weights(self.weights, examples, self.max_weight)
         arrays = [records(content, ArrayRecord)[0] for content in contents]
         replies = torch.stack([self._difference(to_tensors(record)) for record in arrays])
-        update = self._aggregate(replies, weights, server_round).update
+        updates = Updates(replies, weights, self.report.used, server_round, self.participation.seed)
+        update = self._aggregate(self.collect(updates)).update
         if self.server_optimizer is not None:
             update = self.server_optimizer(update, server_round)
         return self._checked(self._apply(update)), self._train_metrics(contents)
 
-    def _aggregate(self, replies: Tensor, weights: Tensor, server_round: int) -> Aggregate:
+    def broadcast(self, arrays: ArrayRecord) -> ArrayRecord:
+        """What clients are sent for the global model; by default that itself."""
+        return arrays
+
+    def client_config(self) -> dict[str, bool | float | str]:
+        """What each training message says besides the round; by default nothing."""
+        return {}
+
+    def collect(self, updates: Updates) -> Updates:
+        """What the rule sees for a round's replies; by default these themselves."""
+        return updates
+
+    def _aggregate(self, updates: Updates) -> Aggregate:
         """Pre-aggregators, then the rule; what it says goes into the report."""
-        seed = self.participation.seed
-        updates = Updates(replies, weights, self.report.used, server_round, seed)
         for pre in self.pre:
             updates = pre(updates)
         found = self.rule(updates)
@@ -251,7 +243,7 @@ class AdapterStrategy(FlowerFedAvg):
     def _message(
         self, client: int, arrays: ArrayRecord, config: ConfigRecord, server_round: int, kind: str
     ) -> Message:
-        own = ConfigRecord({**config, "server-round": server_round})
+        own = ConfigRecord({**config, **self.client_config(), "server-round": server_round})
         content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: own})
         return Message(content, self._directory.node(client), kind)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedtune.adapters.layout import Tensors
@@ -142,8 +142,8 @@ class CohortClients:
         beta, sent = self.engine.setting.local.client_momentum, done.sent
         if beta:
             sent = with_momentum(view, sent, beta)
-        heads = {s.name: done.result.tensors[s.name].clone() for s in view.layout.kept}
-        kept = {**view.kept, **heads}
+        heads = {s.name: done.result.tensors[s.name] for s in view.layout.kept}
+        kept = {name: tensor.clone() for name, tensor in {**view.kept, **heads}.items()}
         if kept and all(bool(tensor.isfinite().all()) for tensor in kept.values()):
             self.store.put(view.client, kept)
         result = done.result
@@ -208,6 +208,8 @@ class _States:
         record, config = message.content[ARRAYS], message.content[CONFIG]
         if not isinstance(record, ArrayRecord):
             raise TypeError(f"message holds no ArrayRecord called {ARRAYS!r}")
+        if not isinstance(config, ConfigRecord):
+            raise TypeError(f"message holds no ConfigRecord called {CONFIG!r}")
         if id(record) not in self._shared:
             self._shared[id(record)] = self._received(record)
         layout, initial = self.setting.layout, self.setting.adapted.initial

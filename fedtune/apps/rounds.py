@@ -10,8 +10,6 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flwr.app import ConfigRecord
-
 from fedtune.adapters.layout import Layout, Tensors
 from fedtune.cohort.plan import ClientResult
 from fedtune.cohort.pull import Pull
@@ -63,7 +61,7 @@ class ClientView:
     server_round: int
     state: Tensors
     kept: Tensors
-    config: ConfigRecord | Mapping[str, Any]
+    config: Mapping[str, Any]
     layout: Layout
     initial: Tensors
 

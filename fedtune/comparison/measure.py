@@ -8,7 +8,7 @@ from typing import Any
 from fedtune.runs.clientwise import LOWER_IS_BETTER
 from fedtune.runs.directory import RunDirectory
 
-PREFERRED = ("accuracy", "perplexity", "loss")
+PREFERRED = ("accuracy", "perplexity", "nmsd", "loss")
 CUMULATIVE = ("bytes_up", "bytes_down", "client_steps", "seconds")
 TOTALS = (*CUMULATIVE, "seconds_clients", "seconds_server", "failures", "rejected")
 Looks = Sequence[Mapping[str, Any]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
@@ -16,6 +16,31 @@ from fedtune.grids.directory import Directory
 
 MOST_EXAMPLES = 1e12
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass
+class RoundReport:
+    """What happened to a round's replies.
+
+    Attributes:
+        sampled: client ids that were asked.
+        used: client ids whose update entered the rule.
+        failed: reason by client id, of clients that answered with an error.
+        rejected: reason by client id, of malformed replies; they never reach the rule.
+        lost: client ids of which nothing arrived.
+        examples: that each used client reports to hold.
+        coefficients: of the used clients' updates, where the rule is a linear combination.
+        notes: what else the rule says.
+    """
+
+    sampled: list[int] = field(default_factory=list)
+    used: list[int] = field(default_factory=list)
+    failed: dict[int, str] = field(default_factory=dict)
+    rejected: dict[int, str] = field(default_factory=dict)
+    lost: list[int] = field(default_factory=list)
+    examples: dict[int, float] = field(default_factory=dict)
+    coefficients: list[float] | None = None
+    notes: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

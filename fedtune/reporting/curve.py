@@ -21,7 +21,9 @@ def draw_curve(
         looks: (round, evaluation) pairs, the one before round 1 included.
         title: what was run on what.
     """
-    metrics = [name for name in ("accuracy", "perplexity") if name in looks[-1][1]] + ["loss"]
+    metrics = [name for name in ("accuracy", "perplexity", "nmsd") if name in looks[-1][1]] + [
+        "loss"
+    ]
     figure = new_figure(4.6 * len(metrics), 3.4)
     for index, name in enumerate(metrics):
         axes = figure.add_subplot(1, len(metrics), index + 1)

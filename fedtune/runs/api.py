@@ -26,6 +26,7 @@ from fedtune.runs.loop import (
     start_state,
 )
 from fedtune.runs.on_flower import run_on_flower
+from fedtune.runs.strategies import what_clients_keep
 from fedtune.runs.summary import draw_run, summarise
 from fedtune.runs.tracking import Tracked, check_trackers
 from fedtune.scenario import Scenario, load_scenario
@@ -149,19 +150,19 @@ def _resume(
         library,
     )
     done = found.round if found else 0
-    if grid is not None and scenario.task.head == "local" and done:
-        _check_kept(directory)
+    if grid is not None and done and (why := what_clients_keep(scenario)):
+        _check_kept(directory, why)
     directory.write_scenario(scenario)
     _write_partition(federation, directory, pictures)
     directory.forget_after(done)
     return _go(federation, start_state(federation, found), directory, observer, pictures)
 
 
-def _check_kept(directory: RunDirectory) -> None:
+def _check_kept(directory: RunDirectory, why: str) -> None:
     if not (directory.path / KEPT).is_dir():
         raise ScenarioError(
-            f"{str(directory.path)!r}: holds no heads of clients to go on with; give 'out' from "
-            "the start when a run with task.head = 'local' is to be resumed"
+            f"{str(directory.path)!r}: holds nothing that clients kept to go on with; give 'out' "
+            f"from the start when a run with {why} is to be resumed"
         )
 
 

@@ -17,7 +17,7 @@ from fedtune.tasks.clients import DealtRows
 
 Found = dict[int, dict[str, float]]
 HELD_OUT, CLASS_MIX = "examples that it holds out", "test data in the client's mix of classes"
-LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "nmsd"})
 WORST_SHARE = 10
 
 

@@ -13,6 +13,7 @@ from fedtune.apps.clients import message_round
 from fedtune.apps.store import KEPT, ClientStore, FileStore
 from fedtune.errors import ScenarioError
 from fedtune.runs.build import settle_paths
+from fedtune.runs.strategies import what_clients_keep
 from fedtune.scenario import Scenario, load_scenario
 from fedtune.scenario.loading import validate
 
@@ -47,12 +48,12 @@ def _on_flower(scenario: Scenario) -> Scenario:
 
 
 def check_out(scenario: Scenario, run_config: Mapping[str, Any]) -> None:
-    """Raise `ScenarioError` if clients would not know where to keep their heads."""
+    """Raise `ScenarioError` if clients would not know where to keep what they keep."""
     out = str(run_config.get(OUT, ""))
-    if scenario.task.head == "local" and not Path(out).is_absolute():
+    if (why := what_clients_keep(scenario)) and not Path(out).is_absolute():
         raise ScenarioError(
-            f"task.head = 'local': clients keep their heads in the run directory; give the "
-            f"run-config key 'out' an absolute path, not {out!r}"
+            f"{why}: clients keep it in the run directory; give the run-config key 'out' an "
+            f"absolute path, not {out!r}"
         )
 
 

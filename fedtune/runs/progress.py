@@ -105,4 +105,6 @@ def _metric(found: dict[str, float]) -> str:
         return f"accuracy {found['accuracy']:.1%}"
     if "perplexity" in found:
         return f"perplexity {found['perplexity']:.2f}"
+    if "nmsd" in found:
+        return f"NMSD {found['nmsd']:.1f} dB"
     return f"loss {found['loss']:.4f}" if "loss" in found else "no evaluation"

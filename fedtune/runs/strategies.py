@@ -68,6 +68,16 @@ def adapter_kind(scenario: Scenario) -> str:
     return kind
 
 
+def what_clients_keep(scenario: Scenario) -> str | None:
+    """The setting under which clients keep something from round to round, or None."""
+    if scenario.task.head == "local":
+        return "task.head = 'local'"
+    if scenario.local.client_momentum:
+        return f"local.client_momentum = {scenario.local.client_momentum}"
+    name = scenario.strategy.name
+    return f"strategy.name = {name!r}" if find_strategy(name).clients_keep else None
+
+
 def make_strategy(scenario: Scenario) -> AdapterStrategy:
     """The strategy of a scenario, its own parameters checked.
 

@@ -79,7 +79,7 @@ class ClientsSection(Section):
     partition: PartitionSection = PartitionSection()
     participation: Participation = Participation()
     examples: Annotated[int, Field(ge=1)] = Field(
-        32, description="examples a client of builtin:synthetic has"
+        32, description="examples that a client of builtin:synthetic or least-squares has"
     )
     holdout: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
         None,

@@ -8,11 +8,13 @@ from pydantic import Field, model_validator
 
 from fedtune.scenario.section import Section
 
+LINEAR, SQUARES = "builtin:linear", "builtin:least-squares"
+
 
 class TaskSection(Section):
     """What is learned, from which model and data."""
 
-    kind: Literal["image-classification", "text-classification", "causal-lm"] = (
+    kind: Literal["image-classification", "text-classification", "causal-lm", "least-squares"] = (
         "image-classification"
     )
     base: str = Field("builtin:vit-letters", description="builtin:, a local folder or a hub name")
@@ -69,6 +71,10 @@ class TaskSection(Section):
     extract_tokens: Annotated[int, Field(ge=1)] = Field(
         64, description="most tokens generated for exact_match"
     )
+    features: Annotated[int, Field(ge=1)] = Field(128, description="unknowns of least-squares")
+    noise: Annotated[float, Field(ge=0.0)] = Field(
+        0.1, description="standard deviation in the observations of least-squares"
+    )
     head: Literal["shared", "frozen", "local"] = Field(
         "shared",
         description="shared: trained and averaged; frozen: the same random one for all; "
@@ -77,6 +83,12 @@ class TaskSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> TaskSection:
+        if self.kind == "least-squares":
+            for key, allowed in (("base", LINEAR), ("data", SQUARES), ("head", "shared")):
+                if getattr(self, key) != allowed:
+                    raise ValueError(f"task.{key}: least-squares allows {allowed!r} only")
+            if self.validation is not None:
+                raise ValueError("task.validation: least-squares is evaluated on its solution only")
         if self.kind != "causal-lm":
             for key in ("instruction", "response", "template", "extract"):
                 if getattr(self, key) is not None:

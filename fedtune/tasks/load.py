@@ -12,7 +12,7 @@ from datasets import disable_progress_bars
 from fedtune.adapters.wrap import PretrainedBase
 from fedtune.errors import ScenarioError
 from fedtune.scenario.schema import Scenario
-from fedtune.scenario.task import TaskSection
+from fedtune.scenario.task import SQUARES, TaskSection
 from fedtune.tasks.base import Classification, Data, Objective, Rows
 from fedtune.tasks.bases import load_base
 from fedtune.tasks.clients import ClientRows, DealtRows, EvenRows, held_of_all
@@ -22,6 +22,7 @@ from fedtune.tasks.images import load_images
 from fedtune.tasks.language import load_language
 from fedtune.tasks.library import Library
 from fedtune.tasks.partition import partition
+from fedtune.tasks.squares import SquaredError, least_squares, linear_base
 from fedtune.tasks.synthetic import CLASSES, SyntheticImages
 from fedtune.tasks.text import load_text
 
@@ -79,8 +80,13 @@ def load_task(
         ScenarioError: for a model, data set or partition that cannot be had.
     """
     disable_progress_bars()  # type: ignore[no-untyped-call]
-    if scenario.task.data == "builtin:synthetic":
-        return _synthetic(scenario, device, dtype)
+    if scenario.task.data in MADE:
+        if scenario.clients.partition.kind != "iid":
+            raise ScenarioError(
+                f"clients.partition.kind = {scenario.clients.partition.kind!r}: "
+                f"{scenario.task.data} makes each client's examples; allowed: iid"
+            )
+        return MADE[scenario.task.data](scenario, device, dtype)
     task = scenario.task
     examples = (library or Library()).borrow(
         task.model_dump_json(exclude={"validation", "head"}),
@@ -127,11 +133,6 @@ def _on_validation(task: Task, scenario: Scenario, parts: list[Rows]) -> Task:
 
 
 def _synthetic(scenario: Scenario, device: torch.device, dtype: torch.dtype) -> Task:
-    if scenario.clients.partition.kind != "iid":
-        raise ScenarioError(
-            f"clients.partition.kind = {scenario.clients.partition.kind!r}: builtin:synthetic "
-            "makes each client's examples; allowed: iid"
-        )
     if scenario.task.kind != "image-classification":
         raise ScenarioError(
             f"task.data = 'builtin:synthetic': makes images, not for {scenario.task.kind}"
@@ -152,3 +153,20 @@ def _synthetic(scenario: Scenario, device: torch.device, dtype: torch.dtype) -> 
     first = total if scenario.task.validation is None else total + SYNTHETIC_TEST_ROWS
     rows = np.arange(first, first + SYNTHETIC_TEST_ROWS)
     return Task(base, Classification(), make, make, rows, clients, classes)
+
+
+def _least_squares(scenario: Scenario, device: torch.device, dtype: torch.dtype) -> Task:
+    task, clients = scenario.task, EvenRows(scenario.clients.count, scenario.clients.examples)
+    rows = len(clients) * clients.examples
+    if rows < task.features:
+        raise ScenarioError(
+            f"clients.examples = {clients.examples}: {len(clients)} clients hold {rows} rows, "
+            f"fewer than task.features = {task.features}"
+        )
+    train, test, power = least_squares(rows, task.features, task.noise, scenario.run.seed)
+    train, test = train.to(device, dtype), test.to(device, dtype)
+    base, unit_vectors = linear_base(task.features), np.arange(task.features)
+    return Task(base, SquaredError(power), train, test, unit_vectors, clients, [])
+
+
+MADE = {"builtin:synthetic": _synthetic, SQUARES: _least_squares}

@@ -197,8 +197,12 @@ def test_a_pull_is_the_same_in_a_cohort_and_alone_and_touches_its_client_only(op
     local = LocalSection(epochs=2, batch_size=3, **OPTIMIZERS[optimizer])
     setting = kit.setting(local=local, dropout=0.2)
     plain = kit.works(setting)
-    pulls = [None, Pull(kit.stirred(setting, 1), kit.stirred(setting, 2), 0.3),
-             Pull(anchor=kit.stirred(setting, 4), strength=0.1), Pull(kit.stirred(setting, 5))]  # fmt: skip
+    pulls = [
+        None,
+        Pull(kit.stirred(setting, 1), kit.stirred(setting, 2), 0.3),
+        Pull(anchor=kit.stirred(setting, 4), strength=0.1),
+        Pull(kit.stirred(setting, 5)),
+    ]
     works = [replace(work, pull=pull) for work, pull in zip(plain, pulls, strict=True)]
     together_ = kit.change(setting, CohortBackend(setting).train(works, 1), works)
     setting = kit.setting(local=local, dropout=0.2)

@@ -95,6 +95,26 @@ def test_local_heads_stay_with_clients_and_outlive_a_run_that_is_lengthened(tmp_
         assert all(torch.allclose(a[key], b[key], rtol=1e-5, atol=1e-8) for key in a)
 
 
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"local.client_momentum": 0.6},
+        {"strategy.name": "rerce", "strategy.rho": 0.1},
+        {"strategy.name": "rerce", "strategy.rho": 0.1, "strategy.continual": True},
+    ],
+    ids=["momentum", "rerce", "continual"],
+)
+@pytest.mark.usefixtures("fresh")
+def test_what_clients_keep_is_the_same_on_flower_and_outlives_a_process(tmp_path, kept):
+    overrides = small(engine__precision="float64", run__rounds=4, **kept)
+    whole = fedtune.run("quickstart", overrides, tmp_path / "cohort")
+    short = on_flower(tmp_path / "flower", {**overrides, "run.rounds": 2})
+    client_app._LOADED.clear()
+    long = on_flower(short.path, overrides, resume=True)
+    losses = [[line["eval"]["loss"] for line in run.metrics] for run in (whole, long)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
 @pytest.mark.usefixtures("fresh")
 def test_a_resumed_run_goes_on_with_its_own_scenario_whatever_the_configuration_names(tmp_path):
     overrides = small(local__lr=3e-2, run__rounds=3, engine__precision="float64")
@@ -110,7 +130,7 @@ def test_a_run_of_local_heads_without_their_files_is_not_taken_up(tmp_path):
     overrides = small(task__head="local")
     short = on_flower(tmp_path / "run", {**overrides, "run.rounds": 1})
     shutil.rmtree(short.path / "kept")
-    with pytest.raises(ScenarioError, match="holds no heads of clients"):
+    with pytest.raises(ScenarioError, match="holds nothing that clients kept"):
         on_flower(short.path, overrides, resume=True)
 
 

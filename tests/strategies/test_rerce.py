@@ -1,0 +1,183 @@
+"""RERCE-Fed on least squares, solved exactly: against ADMM with duals, and what stays constant."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+from fedtune.apps.rounds import ClientView, Train
+from fedtune.cohort.plan import ClientResult
+from fedtune.grids.arrays import to_tensors
+from fedtune.grids.cohort_grid import CohortGrid
+from fedtune.participation import Participation
+from strategies import RERCE
+from strategies.rerce import rerce_round
+
+N, P, ROWS, RHO = 7, 5, 6, 0.8
+LAYOUT = SimpleNamespace(
+    trained=(SimpleNamespace(name="x"),), sent=(SimpleNamespace(name="x"),), kept=()
+)
+
+
+class LeastSquares:
+    """Clients that solve their jobs exactly: f_k(x) = ½‖y_k - H_k x‖²."""
+
+    def __init__(self, seed=0):
+        draw = np.random.default_rng(seed)
+        self.h, self.y = draw.normal(size=(N, ROWS, P)), draw.normal(size=(N, ROWS))
+        self.b = [np.linalg.inv(h.T @ h + RHO * np.eye(P)) for h in self.h]
+        self.kept: dict[int, dict] = {k: {} for k in range(N)}
+        self.solved = 0
+
+    def do(self, k, job):
+        x = job.state["x"].numpy()
+        if not isinstance(job, Train):
+            return {"x": torch.from_numpy(self.h[k].T @ (self.h[k] @ x - self.y[k]))}
+        pull = job.pull
+        linear = 0.0 if pull.linear is None else pull.linear["x"].numpy()
+        right = self.h[k].T @ self.y[k] - linear + pull.strength * pull.anchor["x"].numpy()
+        self.solved += 1
+        return ClientResult(k, {"x": torch.from_numpy(self.b[k] @ right)}, 0.0, 1, ROWS)
+
+    def round(self, k, number, s, config):
+        zero = {"x": torch.zeros(P, dtype=torch.float64)}
+        view = ClientView(k, number, {"x": s}, self.kept[k], config, LAYOUT, zero)
+        going, result = rerce_round(view), None
+        while True:
+            try:
+                result = self.do(k, going.send(result))
+            except StopIteration as end:
+                return end.value.sent["x"]
+
+    def handle(self, messages):
+        replies = []
+        for client, message in messages:
+            config = message.content["config"]
+            s = to_tensors(message.content["arrays"])["x"]
+            sent = self.round(client, int(config["server-round"]), s, config)
+            content = RecordDict(
+                {"arrays": ArrayRecord({"x": sent}), "metrics": MetricRecord({"num-examples": 1})}
+            )
+            replies.append(Message(content, reply_to=message))
+        return replies
+
+    def iterates(self):
+        return np.stack([self.kept[k]["rerce/x/x"].numpy() for k in range(N)])
+
+    @property
+    def best(self):
+        return np.linalg.lstsq(self.h.reshape(-1, P), self.y.reshape(-1), rcond=None)[0]
+
+
+def run(clients, rounds, fraction=1.0, **parameters):
+    """The global model and the broadcast of each round."""
+    strategy = RERCE(rho=RHO, participation=Participation("fraction", fraction, 3), **parameters)
+    grid = CohortGrid(clients, range(N))
+    model, models, broadcasts = torch.zeros(P, dtype=torch.float64), [], []
+    for number in range(1, rounds + 1):
+        with grid.serving():
+            messages = strategy.configure_train(
+                number, ArrayRecord({"x": model}), ConfigRecord(), grid
+            )
+            messages = list(messages)
+            broadcasts.append(to_tensors(messages[0].content["arrays"])["x"].numpy())
+            arrays, _ = strategy.aggregate_train(number, grid.send_and_receive(messages))
+        model = to_tensors(arrays)["x"]
+        models.append(model.numpy())
+    return np.stack(models), np.stack(broadcasts), strategy
+
+
+def admm(problem, rounds):
+    """Consensus ADMM with duals: x, then the mean, then u; from x̄ = 0 and u = 0."""
+    z, u = np.zeros(P), np.zeros((N, P))
+    means = []
+    for _ in range(rounds):
+        right = np.einsum("krp,kr->kp", problem.h, problem.y) + RHO * (z - u)
+        x = np.stack([b @ r for b, r in zip(problem.b, right, strict=True)])
+        z = (x + u).mean(0)
+        u = u + x - z
+        means.append(x.mean(0))
+    return np.stack(means), x
+
+
+def test_without_noise_and_with_all_clients_it_is_admm_with_duals():
+    clients = LeastSquares()
+    models, _, _ = run(clients, 12)
+    expected, iterates = admm(clients, 12)
+    np.testing.assert_allclose(models, expected, atol=1e-12)
+    np.testing.assert_allclose(clients.iterates(), iterates, atol=1e-12)
+
+
+def test_it_converges_to_the_solution_of_all_data():
+    clients = LeastSquares()
+    models, _, _ = run(clients, 800)
+    np.testing.assert_allclose(models[-1], clients.best, atol=1e-9)
+
+
+def test_what_stays_constant_without_noise():
+    """Σ_k B_k⁻¹ x_k⁺ - N ρ x̄ = Σ_k H_kᵀ y_k in every round."""
+    expected = np.einsum("krp,kr->p", LeastSquares().h, LeastSquares().y)
+    for rounds in (1, 2, 5, 11):
+        clients = LeastSquares()
+        models, _, _ = run(clients, rounds)
+        before = models[-2] if rounds > 1 else np.zeros(P)
+        x = clients.iterates()
+        found = sum(np.linalg.solve(b, x_k) for b, x_k in zip(clients.b, x, strict=True))
+        np.testing.assert_allclose(found - N * RHO * before, expected, atol=1e-10)
+
+
+def test_with_all_clients_continual_updates_change_nothing():
+    base, continual = LeastSquares(), LeastSquares()
+    _, broadcasts, _ = run(base, 10)
+    _, others, _ = run(continual, 10, continual=True)
+    np.testing.assert_allclose(others, broadcasts, atol=1e-12)
+    np.testing.assert_allclose(continual.iterates(), base.iterates(), atol=1e-12)
+
+
+def test_continual_updates_are_those_of_clients_that_iterate_every_round():
+    """An independent program in which everyone iterates each round with what it holds."""
+    clients = LeastSquares()
+    _, broadcasts, strategy = run(clients, 9, fraction=0.4, continual=True)
+    x = np.stack([b @ h.T @ y for b, h, y in zip(clients.b, clients.h, clients.y, strict=True)])
+    held, sent = np.zeros((N, P)), np.zeros((N, P))
+    for number in range(1, 10):
+        np.testing.assert_allclose(broadcasts[number - 1], sent.mean(0), atol=1e-12)
+        taking_part = strategy.participation.draw(range(N), number)
+        held[taking_part] = broadcasts[number - 1]
+        before = np.zeros((N, P)) if number == 1 else x.copy()
+        if number > 1:
+            x = np.stack(
+                [x_k + RHO * b @ (s - x_k) for x_k, b, s in zip(x, clients.b, held, strict=True)]
+            )
+        sent[taking_part] = (2 * x - before)[taking_part]
+    for k in strategy.participation.draw(range(N), 9):
+        np.testing.assert_allclose(clients.iterates()[k], x[k], atol=1e-12)
+
+
+def test_a_planted_bug_is_found(monkeypatch):
+    """Broadcasting the mean alone, without the difference that stands for the duals."""
+    monkeypatch.setattr(RERCE, "broadcast", lambda self, arrays: arrays)
+    clients = LeastSquares()
+    models, _, _ = run(clients, 12)
+    assert not np.allclose(models, admm(clients, 12)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("continual", [False, True])
+def test_its_state_is_taken_up_again(continual):
+    whole, _, _ = run(LeastSquares(), 8, 0.5, continual=continual)
+    clients = LeastSquares()
+    models, _, before = run(clients, 4, 0.5, continual=continual)
+    strategy = RERCE(rho=RHO, continual=continual, participation=before.participation)
+    strategy.load_state_dict({n: t.clone() for n, t in before.state_dict().items()})
+    grid, model = CohortGrid(clients, range(N)), torch.from_numpy(models[-1])
+    for number in range(5, 9):
+        with grid.serving():
+            arrays = ArrayRecord({"x": model})
+            messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
+            arrays, _ = strategy.aggregate_train(number, grid.send_and_receive(messages))
+        model = to_tensors(arrays)["x"]
+        np.testing.assert_array_equal(model.numpy(), whole[number - 1])
