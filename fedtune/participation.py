@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedtune.randomness import generator
 
@@ -29,6 +31,7 @@ class Participation:
         spread: of the clients' speeds, for `clock`: a client is done every exp(spread·|z|) rounds,
             z normal, drawn once from the seed.
         trace: ids by round, for `trace`; after its last round it begins anew.
+        known: whether the server may look at `probabilities`.
     """
 
     kind: str = "fraction"
@@ -37,6 +40,7 @@ class Participation:
     groups: Sequence[tuple[float, float]] = ()
     spread: float = 1.0
     trace: Mapping[int, Sequence[int]] | None = None
+    known: bool = True
 
     def draw(self, clients: Sequence[int], server_round: int) -> list[int]:
         """The participants of a round, sorted.
@@ -62,7 +66,15 @@ class Participation:
         return [clients[int(i)] for i in taken]
 
     def probabilities(self, clients: Sequence[int]) -> NDArray[np.float64]:
-        """Each client's chance to take part in a round, for `bernoulli` and `groups`, (n,)."""
+        """Each client's chance to take part in a round, (n,).
+
+        Raises:
+            ValueError: for kinds that have none, `clock` and `trace`.
+        """
+        if self.kind in ("clock", "trace"):
+            raise ValueError(f"participation of kind {self.kind!r} has no probabilities")
+        if self.kind == "fraction":
+            return np.full(len(clients), len(self.draw(clients, 1)) / max(len(clients), 1))
         if self.kind == "groups":
             order = generator("groups", self.seed).permutation(len(clients))
             ends = np.cumsum([share for share, _ in self.groups]) * len(clients)
@@ -87,3 +99,52 @@ class Participation:
         phases = random.random(count) * periods
         before, after = ((server_round - k + phases) // periods for k in (1, 0))
         return [client for client in clients if after[client] > before[client]]
+
+
+class IntervalEstimate:
+    """Each client's probability to take part, from the intervals between its participations.
+
+    p̂ = 1/ω with ω the mean of a client's intervals so far, 1 before its first participation;
+    an interval that reaches `cutoff` rounds counts as ended. Of rounds before the current one
+    only (FedAU; Wang and Ji, ICLR 2024).
+
+    Args:
+        cutoff: K, the longest interval.
+    """
+
+    def __init__(self, cutoff: int = 50) -> None:
+        self.cutoff = cutoff
+        self._open: dict[int, int] = {}
+        self._ended: dict[int, tuple[int, int]] = {}
+
+    def probabilities(self, clients: Sequence[int]) -> NDArray[np.float64]:
+        """p̂ of clients, (n,)."""
+        found = [self._ended.get(client, (1, 1)) for client in clients]
+        return np.asarray([count / total for count, total in found], dtype=np.float64)
+
+    def saw(self, clients: Sequence[int], taking_part: Collection[int]) -> None:
+        """A round is over.
+
+        Args:
+            clients: all that could take part.
+            taking_part: those that did.
+        """
+        present = set(taking_part)
+        for client in clients:
+            interval = self._open.get(client, 0) + 1
+            if client in present or interval == self.cutoff:
+                count, total = self._ended.get(client, (0, 0))
+                self._ended[client] = (count + 1, total + interval)
+                interval = 0
+            self._open[client] = interval
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Client ids, open intervals, numbers and sums of ended ones, (clients, 4) int64."""
+        rows = [(c, now, *self._ended.get(c, (0, 0))) for c, now in sorted(self._open.items())]
+        return {"intervals": torch.tensor(rows, dtype=torch.int64).reshape(-1, 4)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state_dict` gave."""
+        rows = state["intervals"].tolist()
+        self._open = {client: now for client, now, _, _ in rows}
+        self._ended = {client: (count, total) for client, _, count, total in rows if count}

@@ -1,7 +1,8 @@
 """Flower strategies for low-rank adapters; each works in any Flower app by import."""
 
 from strategies.fedavg import FedAvg
+from strategies.fedavg_unbiased import FedAvgUnbiased
 from strategies.ffa_lora import FFALoRA
 from strategies.rerce import RERCE
 
-__all__ = ["RERCE", "FFALoRA", "FedAvg"]
+__all__ = ["RERCE", "FFALoRA", "FedAvg", "FedAvgUnbiased"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -41,8 +41,9 @@ class AdapterStrategy(FlowerFedAvg):
     """FedAvg on differences, with clients drawn from (seed, round) and malformed replies set aside.
 
     A subclass names its `adapter` kind and those it `accepts`, what fedtune's clients do in a round
-    (`client_round`), whether they keep something for the next (`clients_keep`), and which weights
-    `auto` is (`auto_weights`).
+    (`client_round`), whether they keep something for the next (`clients_keep`), which weights
+    `auto` is (`auto_weights`), and whether it sums updates over probabilities to take part
+    (`weighs_by_probability`), which leaves no choice of rule and weights.
 
     Takes every argument of Flower's FedAvg by keyword, and:
 
@@ -64,6 +65,7 @@ class AdapterStrategy(FlowerFedAvg):
     client_round: ClassVar[RoundFunction] = staticmethod(plain_round)
     clients_keep: ClassVar[bool] = False
     auto_weights: ClassVar[str] = "reported"
+    weighs_by_probability: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -91,7 +93,10 @@ class AdapterStrategy(FlowerFedAvg):
         self.max_weight = max_weight
         self.report = RoundReport()
         self._directory = Directory({})
+        self._round = 0
         self._asked: dict[int, Message] = {}
+        self.root: Callable[[dict[str, Tensor], int], dict[str, Tensor]] | None = None
+        self._trusted: tuple[int, Tensor] | None = None
         self._sent: dict[str, Tensor] = {}
         self._expected: dict[str, Tensor] = {}
 
@@ -104,6 +109,7 @@ class AdapterStrategy(FlowerFedAvg):
         self._directory = self._wait_for_clients(grid)
         clients = self.participation.draw(self._directory.clients, server_round)
         self.report = RoundReport(sampled=clients)
+        self._round = server_round
         arrays = self.broadcast(arrays)
         self._sent = to_tensors(arrays)
         self._expected = {n: t for n, t in self._sent.items() if self.averages(n)}
@@ -119,6 +125,7 @@ class AdapterStrategy(FlowerFedAvg):
         """Global model plus the rule's update; (None, None) if no reply can be used."""
         good = self._sift(replies)
         self.report.used = [client for client, _ in good]
+        self.heard(self.report.used)
         if not good:
             return None, None
         contents = [content for _, content in good]
@@ -127,11 +134,22 @@ class AdapterStrategy(FlowerFedAvg):
         weights = policy_weights(self.weights, examples, self.max_weight)
         arrays = [records(content, ArrayRecord)[0] for content in contents]
         replies = torch.stack([self._difference(to_tensors(record)) for record in arrays])
-        updates = Updates(replies, weights, self.report.used, server_round, self.participation.seed)
+        updates = self._updates(replies, weights, self.report.used)
         update = self._aggregate(self.collect(updates)).update
         if self.server_optimizer is not None:
             update = self.server_optimizer(update, server_round)
         return self._checked(self._apply(update)), self._train_metrics(contents)
+
+    def _updates(self, replies: Tensor, weights: Tensor, clients: Sequence[int]) -> Updates:
+        """The round as rules see it, with the update from the server's own data if it has any."""
+        trusted = None
+        if self.root is not None:
+            if self._trusted is None or self._trusted[0] != self._round:
+                own = self._difference(self.root(self._sent, self._round))
+                self._trusted = (self._round, own)
+            trusted = self._trusted[1]
+        seed = self.participation.seed
+        return Updates(replies, weights, clients, self._round, seed, trusted=trusted)
 
     def broadcast(self, arrays: ArrayRecord) -> ArrayRecord:
         """What clients are sent for the global model; by default that itself."""
@@ -140,6 +158,9 @@ class AdapterStrategy(FlowerFedAvg):
     def client_config(self) -> dict[str, bool | float | str]:
         """What each training message says besides the round; by default nothing."""
         return {}
+
+    def heard(self, clients: list[int]) -> None:
+        """Called once a round with the clients whose replies can be used, if there are any."""
 
     def collect(self, updates: Updates) -> Updates:
         """What the rule sees for a round's replies; by default these themselves."""
@@ -152,13 +173,13 @@ class AdapterStrategy(FlowerFedAvg):
         found = self.rule(updates)
         if found.coefficients is not None:
             self.report.coefficients = found.coefficients.tolist()
-        self.report.notes = dict(found.notes)
+        self.report.notes.update(found.notes)
         return found
 
     def preview(self, replies: Tensor) -> Tensor:
         """What the rule would make of updates, (n, d) to (d,), with nothing remembered of it."""
         weights = torch.full((len(replies),), 1.0 / len(replies), dtype=torch.float64)
-        updates = Updates(replies, weights, range(len(replies)), seed=self.participation.seed)
+        updates = self._updates(replies, weights, range(len(replies)))
         for pre in self.pre:
             updates = pre(updates)
         return copy.deepcopy(self.rule)(updates).update

@@ -30,6 +30,10 @@ class Directory:
         """The client id of a node."""
         return self._clients[node]
 
+    def knows(self, node: int) -> bool:
+        """Whether a node is a client's."""
+        return node in self._clients
+
 
 @runtime_checkable
 class HasDirectory(Protocol):

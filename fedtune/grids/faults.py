@@ -6,20 +6,21 @@ Every draw is a function of (seed, round, client), so a run with faults repeats 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Error, Message, MessageType
+from flwr.app import Array, ArrayRecord, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedtune.grids.arrays import records, to_record, to_tensors
-from fedtune.grids.compat import CLIENT_RAISED
+from fedtune.grids.compat import CLIENT_RAISED, set_message_id
 from fedtune.grids.wrapper import GridWrapper
 from fedtune.randomness import generator
 from fedtune.scenario.schema import FaultsSection
 
+EARLIER = "e" * 64
 CORRUPT = "corrupt in transit: the checksum does not match"
 
 
@@ -30,14 +31,22 @@ class FaultGrid(GridWrapper):
         inner: the grid that does the work.
         faults: the scenario's `[faults]`.
         seed: of the run.
+        lost: ids by round of the clients whose replies never arrive.
     """
 
-    def __init__(self, inner: Grid, faults: FaultsSection, seed: int) -> None:
+    def __init__(
+        self,
+        inner: Grid,
+        faults: FaultsSection,
+        seed: int,
+        lost: Mapping[int, Sequence[int]] | None = None,
+    ) -> None:
         super().__init__(inner)
-        self.faults, self.seed = faults, seed
+        self.faults, self.seed, self.lost = faults, seed, lost or {}
         self._round = 0
         self._asked: dict[int, Message] = {}
         self._late: list[Message] = []
+        self._restored: dict[str, Tensor] = {}
 
     def outgoing(self, messages: list[Message]) -> list[Message]:
         """Noise on the way to each client."""
@@ -51,14 +60,14 @@ class FaultGrid(GridWrapper):
 
     def incoming(self, replies: list[Message]) -> list[Message]:
         """What arrives, and what was held up in the round before."""
-        arrived, held, self._late = [], self._late, []
+        arrived, held, self._late = [], [*self._late, *self._taken_up()], []
         for message in replies:
             if message.metadata.message_type != MessageType.TRAIN or message.has_error():
                 arrived.append(message)
                 continue
             client = self.directory.client(message.metadata.src_node_id)
             self._disturb(message, client, "up", self.faults.noise_up, self.faults.snr_up)
-            if self._happens("dropout", client, self.faults.dropout) or self._too_slow(client):
+            if self._never_arrives(client):
                 continue
             if self._happens("late", client, self.faults.late):
                 self._late.append(message)
@@ -67,6 +76,51 @@ class FaultGrid(GridWrapper):
             if self._happens("duplicate", client, self.faults.duplicate):
                 arrived.append(message)
         return [*arrived, *held]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The replies that are on their way to the next round, as `client/record/name`."""
+        found: dict[str, Tensor] = {}
+        for message in self._late:
+            client = self.directory.client(message.metadata.src_node_id)
+            arrays = to_tensors(records(message.content, ArrayRecord)[0])
+            found.update({f"{client}/arrays/{name}": tensor for name, tensor in arrays.items()})
+            metrics = records(message.content, MetricRecord)[0]
+            for name, value in metrics.items():
+                kind = torch.int64 if isinstance(value, int) else torch.float64
+                found[f"{client}/metrics/{name}"] = torch.tensor(value, dtype=kind)
+        return found
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state_dict` gave."""
+        self._restored = state
+
+    def _taken_up(self) -> list[Message]:
+        """The late replies of a run that was stopped; they answer nothing of this round."""
+        clients = sorted({int(key.split("/", 1)[0]) for key in self._restored})
+        found = []
+        for client in clients:
+            parts = {
+                record: {
+                    key.split("/", 2)[2]: tensor
+                    for key, tensor in self._restored.items()
+                    if key.startswith(f"{client}/{record}/")
+                }
+                for record in ("arrays", "metrics")
+            }
+            metrics = MetricRecord({name: t.item() for name, t in parts["metrics"].items()})
+            content = RecordDict({"arrays": to_record(parts["arrays"]), "metrics": metrics})
+            asked = Message(RecordDict(), self.directory.node(client), MessageType.TRAIN)
+            set_message_id(asked, EARLIER)
+            found.append(Message(content, reply_to=asked))
+        self._restored = {}
+        return found
+
+    def _never_arrives(self, client: int) -> bool:
+        return (
+            client in self.lost.get(self._round, ())
+            or self._happens("dropout", client, self.faults.dropout)
+            or self._too_slow(client)
+        )
 
     def _happens(self, what: str, client: int, chance: float) -> bool:
         if not chance:

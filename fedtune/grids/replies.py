@@ -79,7 +79,11 @@ def sift(
     found = Sifted([], {}, {}, [])
     answered: set[int] = set()
     for message in replies:
-        client = directory.client(message.metadata.src_node_id)
+        node = message.metadata.src_node_id
+        if not directory.knows(node):
+            found.rejected[node] = "is of a node that is no client"
+            continue
+        client = directory.client(node)
         if fault := _misplaced(message, asked.get(client), client in answered):
             found.rejected[client] = fault
             continue

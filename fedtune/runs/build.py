@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from fedtune.adapters.wrap import Adapted, wrap
 from fedtune.adversaries.grid import AttackGrid
 from fedtune.adversaries.setup import Adversary, make_adversary
-from fedtune.apps.clients import CohortClients
+from fedtune.apps.clients import CohortClients, ServerData
 from fedtune.apps.store import MemoryStore
 from fedtune.cohort.backend import Setting
 from fedtune.cohort.engine import Engine, Resolved
@@ -26,6 +26,7 @@ from fedtune.grids.faults import FaultGrid
 from fedtune.grids.metered import MeteredGrid
 from fedtune.grids.node_grid import NodeGrid
 from fedtune.runs.strategies import adapter_kind, make_strategy
+from fedtune.runs.traces import read_trace
 from fedtune.scenario.schema import Scenario
 from fedtune.tasks.base import Rows
 from fedtune.tasks.library import Library
@@ -55,6 +56,7 @@ class Federation:
         clients: the client side.
         store: what clients of this process keep.
         grid: carries messages, metered.
+        faults: what goes wrong on the way, if anything does.
         serving: the grid within, whose `serving()` lets strategies make messages.
         strategy: the server's method.
         adversary: the malicious clients.
@@ -69,6 +71,7 @@ class Federation:
     clients: CohortClients
     store: MemoryStore
     grid: MeteredGrid
+    faults: FaultGrid | None
     serving: CohortGrid | NodeGrid
     strategy: AdapterStrategy
     adversary: Adversary
@@ -128,12 +131,15 @@ def build(
     store = MemoryStore()
     method = type(strategy).client_round
     clients = CohortClients(runner, task.clients, store, scenario.run.seed, holdout, method)
+    if len(task.server_rows):
+        strategy.root = ServerData(runner, task.server_rows, scenario.run.seed)
     eligible, on_error = task.clients.eligible, scenario.faults.on_error
     grid = (
         CohortGrid(clients, eligible, on_error)
         if outer is None
         else NodeGrid(outer, len(task.clients), eligible, on_error)
     )
+    troubled = _troubled(grid, adversary, scenario, strategy)
     return Federation(
         scenario,
         task,
@@ -141,7 +147,8 @@ def build(
         runner,
         clients,
         store,
-        MeteredGrid(_troubled(grid, adversary, scenario, strategy)),
+        MeteredGrid(troubled),
+        troubled if isinstance(troubled, FaultGrid) else None,
         grid,
         strategy,
         adversary,
@@ -164,7 +171,8 @@ def _troubled(
             scenario.run.seed,
         )
     if scenario.faults.any:
-        grid = FaultGrid(grid, scenario.faults, scenario.run.seed)
+        lost = read_trace("faults.trace", scenario.faults.trace)
+        grid = FaultGrid(grid, scenario.faults, scenario.run.seed, lost)
     return grid
 
 
@@ -204,6 +212,8 @@ def with_absolute_paths(scenario: Scenario) -> Scenario:
                 setattr(raw.task, key, str(path.resolve()))
     if (file := raw.clients.participation.file) is not None:
         raw.clients.participation.file = str(Path(file).expanduser().resolve())
+    if (file := raw.faults.trace) is not None:
+        raw.faults.trace = str(Path(file).expanduser().resolve())
     return raw
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from fedtune.files import write_atomically, write_json
 
 KEEP = 2
+GROUPS = ("server", "strategy", "clients", "faults")
 
 
 @dataclass
@@ -22,7 +23,7 @@ class Checkpoint:
 
     Attributes:
         round: the last finished one, 0 before the first.
-        groups: tensors by owner: `server`, `strategy`, `clients`.
+        groups: tensors by owner, one of `GROUPS`.
         initial: the evaluation before round 1.
     """
 
@@ -69,7 +70,7 @@ def _read(note: Path) -> Checkpoint | None:
         tensors = load(data)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         return None
-    groups: dict[str, dict[str, Tensor]] = {"server": {}, "strategy": {}, "clients": {}}
+    groups: dict[str, dict[str, Tensor]] = {group: {} for group in GROUPS}
     for key, tensor in tensors.items():
         group, name = key.split(":", 1)
         groups[group][name] = tensor

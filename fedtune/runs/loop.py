@@ -88,6 +88,8 @@ def start_state(federation: Federation, found: Checkpoint | None) -> ServerState
         return ServerState(0, arrays)
     federation.strategy.load_state_dict(found.groups["strategy"])
     federation.store.load_state_dict(found.groups["clients"])
+    if federation.faults is not None:
+        federation.faults.load_state_dict(found.groups["faults"])
     stored = found.groups["server"]  # in the order of names; rules know that of the layout
     arrays = {s.name: stored[s.name].to(setting.device) for s in setting.layout.sent}
     return ServerState(found.round, arrays, found.initial)
@@ -240,5 +242,6 @@ def to_checkpoint(federation: Federation, state: ServerState) -> Checkpoint:
         "server": state.arrays,
         "strategy": federation.strategy.state_dict(),
         "clients": federation.store.state_dict(),
+        "faults": federation.faults.state_dict() if federation.faults else {},
     }
     return Checkpoint(state.round, groups, state.initial)

@@ -7,22 +7,19 @@ import inspect
 import logging
 import pkgutil
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-import pandas as pd
-
-from fedtune.errors import Incompatible, ScenarioError, first_line
+from fedtune.errors import Incompatible, ScenarioError
 from fedtune.participation import Participation
 from fedtune.rules import ServerOptimizer, make_pre, make_rule, make_server_optimizer
+from fedtune.runs.traces import read_trace
 from fedtune.scenario.schema import PreSection, RuleSection, Scenario, ServerOptimizerSection
 
 if TYPE_CHECKING:
     from strategies.base import AdapterStrategy
 
 GROUP = "fedtune.strategies"
-SHARED = ("name", "rule", "pre", "server_optimizer", "f", "weights", "max_weight")
+SHARED = ("name", "rule", "pre", "server_optimizer", "f")
 
 
 def strategy_names() -> list[str]:
@@ -98,10 +95,18 @@ def make_strategy(scenario: Scenario) -> AdapterStrategy:
     participation = make_participation(scenario)
     rule, parameters = _part(section.rule)
     rule = "mean" if rule == "auto" else rule
-    if rule != "mean" and section.weights in ("reported", "capped"):
+    if cls.weighs_by_probability:
+        _check_weighted_sum(scenario, rule)
+    weights = scenario.clients.weights
+    if rule != "mean" and weights in ("reported", "capped"):
         raise Incompatible(
-            f"strategy.weights = {section.weights!r}: rule {rule!r} gives each client one vote; "
+            f"clients.weights = {weights!r}: rule {rule!r} gives each client one vote; "
             "allowed: auto, uniform"
+        )
+    if rule == "fltrust" and not scenario.task.server_examples:
+        raise Incompatible(
+            "strategy.rule = 'fltrust': needs data of the server's own; set task.server_examples, "
+            "e.g. to 100"
         )
     f = expected_malicious(scenario) if section.f == "auto" else section.f
     return cls(
@@ -109,12 +114,30 @@ def make_strategy(scenario: Scenario) -> AdapterStrategy:
         rule=make_rule(rule, f, parameters),
         pre=[make_pre(name, f, own) for name, own in map(_part, section.pre)],
         server_optimizer=_server_optimizer(section.server_optimizer),
-        weights=section.weights,
-        max_weight=section.max_weight,
+        weights=weights,
+        max_weight=scenario.clients.max_weight,
         fraction_evaluate=1.0 if scenario.task.head == "local" else 0.0,
         min_available_nodes=1,
         **section.parameters(),
     )
+
+
+def _check_weighted_sum(scenario: Scenario, rule: str) -> None:
+    """Refuse what an importance-weighted sum of updates cannot go with."""
+    name, taking_part = scenario.strategy.name, scenario.clients.participation
+    weights = scenario.clients.weights
+    why = f"strategy {name!r} sums updates over probabilities to take part; allowed"
+    if rule != "mean":
+        raise Incompatible(f"strategy.rule = {rule!r}: {why}: auto, mean")
+    if scenario.strategy.pre:
+        raise Incompatible(f"strategy.pre: {why}: []")
+    if weights not in ("auto", "uniform"):
+        raise Incompatible(f"clients.weights = {weights!r}: {why}: auto, uniform")
+    if taking_part.known and taking_part.kind in ("clock", "trace"):
+        raise Incompatible(
+            f"clients.participation.kind = {taking_part.kind!r}: has no probabilities for "
+            f"strategy {name!r} to know; set clients.participation.known = false"
+        )
 
 
 def expected_malicious(scenario: Scenario) -> int:
@@ -131,24 +154,10 @@ def make_participation(scenario: Scenario) -> Participation:
     """
     section = scenario.clients.participation
     groups = [(group.share, group.probability) for group in section.groups]
-    trace = None if section.file is None else _read_trace(Path(section.file).expanduser())
+    trace = read_trace("clients.participation.file", section.file)
     seed = scenario.run.seed
-    return Participation(section.kind, section.value, seed, groups, section.spread, trace)
-
-
-def _read_trace(path: Path) -> dict[int, list[int]]:
-    try:
-        rows = pd.read_csv(path, dtype=np.int64)
-        found = rows.groupby("round")["client"].apply(list).to_dict()
-    except (OSError, ValueError, KeyError) as error:
-        reason = first_line(error)
-        raise ScenarioError(
-            f"clients.participation.file = {str(path)!r}: must be a csv of whole numbers with "
-            f"columns round and client ({reason})"
-        ) from None
-    if not found or min(found) < 1:
-        raise ScenarioError(f"clients.participation.file = {str(path)!r}: has no round from 1 on")
-    return {int(number): clients for number, clients in found.items()}
+    spread, known = section.spread, section.known
+    return Participation(section.kind, section.value, seed, groups, spread, trace, known)
 
 
 def _server_optimizer(given: str | ServerOptimizerSection) -> ServerOptimizer | None:

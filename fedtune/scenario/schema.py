@@ -54,6 +54,10 @@ class Participation(Section):
         1.0, description="the share, or one probability for all clients, or a list with one each"
     )
     groups: list[GroupSection] = Field([], description="of kind groups")
+    known: bool = Field(
+        True, description="whether the server knows the probabilities, or estimates them from who "
+        "took part before; for strategies that weight by them",
+    )  # fmt: skip
     spread: Annotated[float, Field(ge=0)] = Field(
         1.0, description="of kind clock: a client is done every exp(spread * |z|) rounds, z normal"
     )
@@ -78,6 +82,14 @@ class ClientsSection(Section):
     count: Annotated[int, Field(ge=1)] = 20
     partition: PartitionSection = PartitionSection()
     participation: Participation = Participation()
+    weights: Literal["auto", "uniform", "reported", "capped"] = Field(
+        "auto",
+        description="how much an update counts; reported: by the client's number of examples; "
+        "auto: the strategy's own; rules other than the mean give each client one vote",
+    )
+    max_weight: Annotated[int, Field(ge=1)] = Field(
+        1000, description="the most examples that count under `capped`"
+    )
     examples: Annotated[int, Field(ge=1)] = Field(
         32, description="examples that a client of builtin:synthetic or least-squares has"
     )
@@ -174,7 +186,7 @@ class LocalSection(Section):
 
 RuleName = Literal[
     "auto", "mean", "median", "trimmed-mean", "krum", "multi-krum", "geometric-median", "bulyan",
-    "meamed", "phocas", "centered-clipping", "mda", "dnc", "flag", "normalized-mean",
+    "meamed", "phocas", "centered-clipping", "mda", "dnc", "fltrust", "flag", "normalized-mean",
 ]  # fmt: skip
 ServerOptimizerName = Literal["none", "momentum", "adam", "yogi", "adagrad"]
 PreName = Literal["nnm", "bucketing", "clip", "arc"]
@@ -216,14 +228,6 @@ class StrategySection(OpenSection):
         description="malicious clients of a round that rule and pre are prepared for; auto: "
         "attack.fraction of a round's clients, also where there is no attack",
     )
-    weights: Literal["auto", "uniform", "reported", "capped"] = Field(
-        "auto",
-        description="reported: by a client's number of examples; auto: that for the mean; other "
-        "rules give each client one vote",
-    )
-    max_weight: Annotated[int, Field(ge=1)] = Field(
-        1000, description="the most examples that count under `capped`"
-    )
 
 
 class PrivacySection(Section):
@@ -254,6 +258,9 @@ class FaultsSection(Section):
         "raise", description="whether a client that raises ends the run, or is counted"
     )
     dropout: Probability = Field(0.0, description="chance that a reply never arrives")
+    trace: str | None = Field(
+        None, description="a csv with columns round and client: replies that never arrive"
+    )
     late: Probability = Field(0.0, description="chance that it arrives a round later")
     duplicate: Probability = Field(0.0, description="chance that it arrives twice")
     corrupt: Probability = Field(

@@ -33,6 +33,9 @@ class TaskSection(Section):
     test_examples: Annotated[int, Field(ge=1)] | None = Field(
         None, description="take that many test rows, drawn once and always the same"
     )
+    server_examples: Annotated[int, Field(ge=0)] = Field(
+        0, description="training rows that the server holds instead of clients, for rule fltrust"
+    )
     validation: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
         None,
         description="each client holds out that share of its training rows, and these are "

@@ -11,6 +11,7 @@ from datasets import disable_progress_bars
 
 from fedtune.adapters.wrap import PretrainedBase
 from fedtune.errors import ScenarioError
+from fedtune.randomness import generator
 from fedtune.scenario.schema import Scenario
 from fedtune.scenario.task import SQUARES, TaskSection
 from fedtune.tasks.base import Classification, Data, Objective, Rows
@@ -42,6 +43,7 @@ class Task:
         clients: which rows of `train` each client holds.
         classes: names of the classes; none for causal-lm.
         exact_match: how generations are scored, if they are.
+        server_rows: rows of `train` that the server holds.
         notes: lines that the user should see.
     """
 
@@ -53,6 +55,7 @@ class Task:
     clients: ClientRows
     classes: list[str]
     exact_match: ExactMatch | None = None
+    server_rows: Rows = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     notes: list[str] = field(default_factory=list)
 
 
@@ -81,6 +84,11 @@ def load_task(
     """
     disable_progress_bars()  # type: ignore[no-untyped-call]
     if scenario.task.data in MADE:
+        if scenario.task.server_examples:
+            raise ScenarioError(
+                f"task.server_examples = {scenario.task.server_examples}: {scenario.task.data} "
+                "gives the server none"
+            )
         if scenario.clients.partition.kind != "iid":
             raise ScenarioError(
                 f"clients.partition.kind = {scenario.clients.partition.kind!r}: "
@@ -99,6 +107,7 @@ def load_task(
     if parts is None:
         by = dealt_by(examples, section)
         parts = partition(by, section, scenario.clients.count, scenario.run.seed)
+    own = _server_rows(parts, task.server_examples, scenario.run.seed)
     held = sum(map(len, parts))
     notes = list(examples.notes)
     if held < len(examples.train):
@@ -110,12 +119,23 @@ def load_task(
         train=examples.train,
         test=examples.test,
         test_rows=np.arange(len(examples.test)),
-        clients=DealtRows(parts),
+        clients=DealtRows(parts, without=own),
         classes=examples.classes,
         exact_match=examples.exact_match,
+        server_rows=own,
         notes=notes,
     )
     return loaded if task.validation is None else _on_validation(loaded, scenario, parts)
+
+
+def _server_rows(parts: list[Rows], count: int, seed: int) -> Rows:
+    """Rows that the server takes from all clients alike, sorted."""
+    dealt = np.concatenate(parts)
+    if count >= len(dealt):
+        raise ScenarioError(
+            f"task.server_examples = {count}: there are {len(dealt)} rows, and clients need some"
+        )
+    return np.sort(generator("server", seed).permutation(dealt)[:count])
 
 
 def _on_validation(task: Task, scenario: Scenario, parts: list[Rows]) -> Task:
@@ -126,9 +146,11 @@ def _on_validation(task: Task, scenario: Scenario, parts: list[Rows]) -> Task:
     assert scenario.task.validation is not None
     if scenario.task.head == "local":
         tested = held_of_all(parts, scenario.clients.held_share, scenario.run.seed)
-        return replace(task, clients=DealtRows(parts, without=tested))
+        taken = np.union1d(tested, task.server_rows)
+        return replace(task, clients=DealtRows(parts, without=taken))
     held = held_of_all(parts, scenario.task.validation, scenario.run.seed)
-    clients = DealtRows(parts, without=held)
+    clients = DealtRows(parts, without=np.union1d(held, task.server_rows))
+    held = np.setdiff1d(held, task.server_rows)
     return replace(task, test=task.train, test_rows=held, clients=clients, exact_match=None)
 
 

@@ -86,7 +86,7 @@ def test_ipm_turns_the_mean_by_exactly_its_share(tmp_path):
     """With weights alike, mean of h honest and m times -ε·(their mean): (h - m·ε)/(h + m) of it."""
     changes = {
         **TWELVE,
-        "strategy__weights": "uniform",
+        "clients__weights": "uniform",
         "run__rounds": 1,
         "engine__precision": "float64",
     }
@@ -169,7 +169,7 @@ def test_a_rule_with_memory_goes_on_where_it_was(tmp_path):
         ({"strategy__rule": "krumm"}, "strategy.rule"),
         ({"strategy__rule": {"name": "krum", "q": 3}}, "strategy.rule.q: no parameter of 'krum'"),
         ({"strategy__pre": ["mixing"]}, "strategy.pre"),
-        ({"strategy__rule": "median", "strategy__weights": "reported"}, "each client one vote"),
+        ({"strategy__rule": "median", "clients__weights": "reported"}, "each client one vote"),
         ({"attack__kind": "ipm", "attack__factor": 2.0}, "attack.factor: unknown key for 'ipm'"),
         ({"attack__kind": "backdoor", "attack__target": 10}, "there are 10 classes"),
         ({"attack__fraction": 1.5}, "attack.fraction = 1.5"),

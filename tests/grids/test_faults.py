@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fedtune
+from fedtune.errors import ScenarioError
 from fedtune.grids.arrays import to_record
 from fedtune.grids.faults import CORRUPT, checksum, damaged
 from fedtune.runs.build import build, settle_paths
@@ -94,13 +95,12 @@ def test_noise_has_the_variance_that_was_asked_for_and_is_new_for_each_client(wa
 
         federation.clients.handle = watched
         if way == "up":
-            aggregate = federation.strategy._aggregate
 
-            def caught(replies, weights, number, aggregate=aggregate, rows=rows):
-                rows.extend(replies)
-                return aggregate(replies, weights, number)
+            def caught(updates, rows=rows):
+                rows.extend(updates.replies)
+                return updates
 
-            federation.strategy._aggregate = caught
+            federation.strategy.collect = caught
         with federation.serving.serving():
             one_round(federation, start_state(federation, None), 1)
         seen.append(torch.stack(rows).double())
@@ -130,3 +130,27 @@ def test_a_run_with_faults_resumes_to_the_same_bytes(tmp_path):
 def test_without_faults_there_is_no_wrapper():
     federation = build(settle_paths(load_scenario("quickstart", small())))
     assert federation.grid.inner is federation.serving
+
+
+def test_late_replies_outlive_a_stop(tmp_path):
+    whole = run(tmp_path / "whole", faults__late=0.4)
+    changes = {**TWENTY, "run__rounds": 2, "faults__late": 0.4}
+    half = fedtune.run("quickstart", small(**changes), tmp_path / "half")
+    assert sum(line["lost"] for line in half.metrics[1:2]) > 0
+    again = fedtune.resume(tmp_path / "half", {"run.rounds": 3})
+    assert lines(again) == lines(whole)
+    assert adapter_bytes(again) == adapter_bytes(whole)
+
+
+def test_a_trace_of_lost_replies(tmp_path):
+    trace = tmp_path / "lost.csv"
+    trace.write_text("round,client\n1,3\n1,7\n3,0\n")
+    done = run(tmp_path / "run", faults__trace=str(trace))
+    gone = [sorted(set(range(20)) - set(line["client_ids"])) for line in done.metrics]
+    assert gone == [[3, 7], [], [0]]
+    assert [line["lost"] for line in done.metrics] == [2, 0, 1]
+
+
+def test_a_trace_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(ScenarioError, match=r"faults.trace = .*columns round and client"):
+        run(tmp_path / "run", faults__trace=str(tmp_path / "nowhere.csv"))

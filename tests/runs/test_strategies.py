@@ -17,10 +17,12 @@ def places(request, monkeypatch):
 
 
 def test_names_and_classes_are_the_same_in_both_places(places):
-    assert finding.strategy_names() == ["fedavg", "ffa-lora", "rerce"]
+    assert finding.strategy_names() == [
+        "fedavg", "fedavg-unbiased", "ffa-lora", "rerce"
+    ]  # fmt: skip
     assert finding.find_strategy("fedavg") is FedAvg
     assert finding.find_strategy("ffa-lora") is FFALoRA
-    with pytest.raises(ScenarioError, match="allowed: fedavg, ffa-lora, rerce"):
+    with pytest.raises(ScenarioError, match="allowed: fedavg, fedavg-unbiased"):
         finding.find_strategy("base")
 
 

@@ -1,0 +1,37 @@
+"""Traces: who did what in which round, from a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fedtune.errors import ScenarioError, first_line
+
+
+def read_trace(key: str, file: str | None) -> dict[int, list[int]] | None:
+    """Client ids by round, of a csv with columns `round` and `client`; None without a file.
+
+    Args:
+        key: of the scenario, for messages.
+        file: its path.
+
+    Raises:
+        ScenarioError: for a file that is no such csv.
+    """
+    if file is None:
+        return None
+    path = Path(file).expanduser()
+    try:
+        rows = pd.read_csv(path, dtype=np.int64)
+        found = rows.groupby("round")["client"].apply(list).to_dict()
+    except (OSError, ValueError, KeyError) as error:
+        reason = first_line(error)
+        raise ScenarioError(
+            f"{key} = {str(path)!r}: must be a csv of whole numbers with columns round and client "
+            f"({reason})"
+        ) from None
+    if not found or min(found) < 1:
+        raise ScenarioError(f"{key} = {str(path)!r}: has no round from 1 on")
+    return {int(number): clients for number, clients in found.items()}

@@ -1,0 +1,67 @@
+"""FedAvg whose expectation over participation is that of full participation."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fedtune.participation import IntervalEstimate
+from fedtune.rules import Updates
+from strategies.base import AdapterStrategy
+
+ESTIMATE = "estimate."
+
+
+class FedAvgUnbiased(AdapterStrategy):
+    """Importance-weighted FedAvg: θ ← θ + Σ_{k∈S} (w_k/p_k) Δ_k with w_k = 1/N, never renormalised.
+
+    Its mean over who takes part is that of all clients' updates, if participation is independent
+    and p_k is right; rare clients make it noisy. Where the server does not know p_k
+    (`participation.known`), they are estimated from intervals (FedAU; Wang and Ji, ICLR 2024).
+
+    Args:
+        cutoff: the longest interval of the estimate, in rounds.
+        most: the most that 1/p_k may be.
+        common: as for `AdapterStrategy`; weights are uniform, the rule is the mean.
+    """
+
+    name: ClassVar[str] = "fedavg-unbiased"
+    adapter: ClassVar[str] = "lora"
+    accepts: ClassVar[frozenset[str]] = frozenset({"lora", "ffa", "none"})
+    auto_weights: ClassVar[str] = "uniform"
+    weighs_by_probability: ClassVar[bool] = True
+
+    def __init__(self, *, cutoff: int = 50, most: float = 100.0, **common: Any) -> None:
+        super().__init__(**common)
+        self.most = most
+        self.estimate = IntervalEstimate(cutoff)
+        self._inverse = torch.empty(0, dtype=torch.float64)
+
+    def heard(self, clients: list[int]) -> None:
+        """Take 1/p_k of what was known before the round, then learn from it."""
+        everyone = self._directory.clients
+        source = self.participation if self.participation.known else self.estimate
+        place = {client: index for index, client in enumerate(everyone)}
+        chance = torch.from_numpy(source.probabilities(everyone))[[place[c] for c in clients]]
+        self._inverse = (1.0 / chance.clamp_min(1e-12)).clamp_max(self.most)
+        self.estimate.saw(everyone, clients)
+
+    def collect(self, updates: Updates) -> Updates:
+        """Rows n·(w_k/p_k)·Δ_k, of which the mean is taken."""
+        scale = self._inverse * (len(updates) / len(self._directory.clients))
+        self.report.notes["weight"] = float(scale.mean())
+        return updates.mixed(torch.diag(scale))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """With what the estimate is made of."""
+        own = {ESTIMATE + name: t for name, t in self.estimate.state_dict().items()}
+        return {**super().state_dict(), **own}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state_dict` gave."""
+        super().load_state_dict(state)
+        self.estimate.load_state_dict(
+            {n.removeprefix(ESTIMATE): t for n, t in state.items() if n.startswith(ESTIMATE)}
+        )
