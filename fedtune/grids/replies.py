@@ -103,6 +103,8 @@ def _misplaced(message: Message, asked: Message | None, again: bool) -> str | No
     """Why a reply does not belong to this round, or None."""
     if asked is None:
         return "was not asked in this round"
+    if message.metadata.message_type != asked.metadata.message_type:
+        return f"answers a message of type {message.metadata.message_type!r}"
     known, answers = asked.metadata.message_id, message.metadata.reply_to_message_id
     if known and answers and known != answers:
         return "answers an earlier round"
@@ -160,13 +162,20 @@ def _array_fault(record: ArrayRecord, expected: Mapping[str, Tensor]) -> str | N
         for shape in (tuple(record[name].shape), tuple(tensor.shape)):
             if shape != tuple(sent.shape):
                 return f"{name} has shape {shape}, not {tuple(sent.shape)}"
-        if tensor.is_complex():
-            return f"{name} holds complex numbers"
-        found[name] = tensor.reshape(-1)
+        if _kind(tensor) != _kind(sent):
+            return f"{name} has dtype {tensor.dtype}, not {sent.dtype}".replace("torch.", "")
+        found[name] = (tensor.to(sent) - sent).reshape(-1)
     if not found or _finite(torch.cat(list(found.values()))):
         return None
     broken = next((name for name, tensor in found.items() if not _finite(tensor)), min(found))
     return f"{broken} holds NaN or Inf"
+
+
+def _kind(tensor: Tensor) -> str:
+    """Kind of numbers: a float of another width can be used, an integer for a float cannot."""
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        return str(tensor.dtype)
+    return "float" if tensor.is_floating_point() else "integer"
 
 
 def _finite(tensor: Tensor) -> bool:
