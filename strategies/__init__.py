@@ -3,6 +3,7 @@
 from strategies.fedavg import FedAvg
 from strategies.fedavg_unbiased import FedAvgUnbiased
 from strategies.ffa_lora import FFALoRA
+from strategies.frl import FRL
 from strategies.rerce import RERCE
 
-__all__ = ["RERCE", "FFALoRA", "FedAvg", "FedAvgUnbiased"]
+__all__ = ["FRL", "RERCE", "FFALoRA", "FedAvg", "FedAvgUnbiased"]

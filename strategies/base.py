@@ -98,6 +98,7 @@ class AdapterStrategy(FlowerFedAvg):
         self.root: Callable[[dict[str, Tensor], int], dict[str, Tensor]] | None = None
         self._trusted: tuple[int, Tensor] | None = None
         self._sent: dict[str, Tensor] = {}
+        self._averaged: dict[str, Tensor] = {}
         self._expected: dict[str, Tensor] = {}
 
     def configure_train(
@@ -112,7 +113,8 @@ class AdapterStrategy(FlowerFedAvg):
         self._round = server_round
         arrays = self.broadcast(arrays)
         self._sent = to_tensors(arrays)
-        self._expected = {n: t for n, t in self._sent.items() if self.averages(n)}
+        self._averaged = {n: t for n, t in self._sent.items() if self.averages(n)}
+        self._expected = {n: t for n, t in self._sent.items() if self.expects(n)}
         kind = MessageType.TRAIN
         self._asked = {
             client: self._message(client, arrays, config, server_round, kind) for client in clients
@@ -132,13 +134,19 @@ class AdapterStrategy(FlowerFedAvg):
         examples = [float(_metrics(c)[self.weighted_by_key]) for c in contents]  # type: ignore[arg-type]
         self.report.examples = dict(zip(self.report.used, examples, strict=True))
         weights = policy_weights(self.weights, examples, self.max_weight)
-        arrays = [records(content, ArrayRecord)[0] for content in contents]
-        replies = torch.stack([self._difference(to_tensors(record)) for record in arrays])
-        updates = self._updates(replies, weights, self.report.used)
+        came = [to_tensors(records(content, ArrayRecord)[0]) for content in contents]
+        moved = self._moved(came, weights) if self._averaged else {}
+        new = self._checked({**self._sent, **moved, **self.combine(came)})
+        return new, self._train_metrics(contents)
+
+    def _moved(self, replies: list[dict[str, Tensor]], weights: Tensor) -> dict[str, Tensor]:
+        """The tensors that the rule is for, moved by what it makes of the replies."""
+        rows = torch.stack([self._difference(reply) for reply in replies])
+        updates = self._updates(rows, weights, self.report.used)
         update = self._aggregate(self.collect(updates)).update
         if self.server_optimizer is not None:
-            update = self.server_optimizer(update, server_round)
-        return self._checked(self._apply(update)), self._train_metrics(contents)
+            update = self.server_optimizer(update, self._round)
+        return self._apply(update)
 
     def _updates(self, replies: Tensor, weights: Tensor, clients: Sequence[int]) -> Updates:
         """The round as rules see it, with the update from the server's own data if it has any."""
@@ -216,8 +224,20 @@ class AdapterStrategy(FlowerFedAvg):
         return super().aggregate_evaluate(server_round, used)
 
     def averages(self, name: str) -> bool:
-        """Whether replies must hold the tensor of that name; the others stay as they are."""
+        """Whether the rule is for the tensor of that name."""
         return True
+
+    def expects(self, name: str) -> bool:
+        """Whether replies must hold the tensor of that name, and may not otherwise."""
+        return self.averages(name)
+
+    def fault(self, tensors: dict[str, Tensor]) -> str | None:
+        """What else is wrong with a reply whose tensors can be read; by default nothing."""
+        return None
+
+    def combine(self, replies: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """New values of tensors that the rule is not for; by default none."""
+        return {}
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the strategy remembers over rounds: the state of its rule and server optimiser."""
@@ -269,7 +289,8 @@ class AdapterStrategy(FlowerFedAvg):
         return Message(content, self._directory.node(client), kind)
 
     def _sift(self, replies: Iterable[Message]) -> list[tuple[int, RecordDict]]:
-        found = sift(replies, self._asked, self._directory, self._expected, self.weighted_by_key)
+        key = self.weighted_by_key
+        found = sift(replies, self._asked, self._directory, self._expected, key, self.fault)
         report = self.report
         report.failed, report.rejected, report.lost = found.failed, found.rejected, found.lost
         for client, reason in {**found.failed, **found.rejected}.items():
@@ -277,17 +298,16 @@ class AdapterStrategy(FlowerFedAvg):
         return found.good
 
     def _difference(self, tensors: dict[str, Tensor]) -> Tensor:
-        parts = [(tensors[n].to(sent) - sent).reshape(-1) for n, sent in self._expected.items()]
+        parts = [(tensors[n].to(sent) - sent).reshape(-1) for n, sent in self._averaged.items()]
         return torch.cat([part if part.is_floating_point() else part.float() for part in parts])
 
     def _apply(self, update: Tensor) -> dict[str, Tensor]:
-        expected = self._expected
-        parts = update.split([tensor.numel() for tensor in expected.values()])
-        moved = {
+        averaged = self._averaged
+        parts = update.split([tensor.numel() for tensor in averaged.values()])
+        return {
             name: _cast(sent + part.view(sent.shape), sent.dtype)
-            for (name, sent), part in zip(expected.items(), parts, strict=True)
+            for (name, sent), part in zip(averaged.items(), parts, strict=True)
         }
-        return {**self._sent, **moved}
 
 
 def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:

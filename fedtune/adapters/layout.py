@@ -16,8 +16,10 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from fedtune.adapters.ranked import Chosen, Ternary, bits_of, initial_scores
 from fedtune.randomness import key_of, uniform
 
+CHOSEN = ".parametrizations.weight.original"
 Role = Literal["A", "B", "head", "saved"]
 HeadPolicy = Literal["shared", "frozen", "local"]
 Tensors = dict[str, Tensor]
@@ -25,6 +27,7 @@ Tensors = dict[str, Tensor]
 TRAINED_ROLES: dict[str, frozenset[Role]] = {
     "lora": frozenset({"A", "B", "saved"}),
     "ffa": frozenset({"B", "saved"}),
+    "rank": frozenset({"B", "saved"}),
     "none": frozenset(),
 }
 
@@ -40,6 +43,7 @@ class TensorSpec:
         role: `A`, `B`, `head`, or `saved` for other modules trained whole (`modules_to_save`).
         trained: changed by local training (else frozen and shared by all clients).
         sent: travels between server and clients.
+        ternary: how the tensor, scores of edges, makes the matrix; None: it is the matrix.
     """
 
     name: str
@@ -48,11 +52,18 @@ class TensorSpec:
     role: Role
     trained: bool
     sent: bool
+    ternary: Ternary | None = None
 
     @property
     def size(self) -> int:
         """Number of elements."""
         return prod(self.shape)
+
+    def wire_bytes(self, itemsize: int) -> int:
+        """Bytes of the tensor in a message: numbers of `itemsize` bytes, or a packed ranking."""
+        if self.ternary is None:
+            return self.size * itemsize
+        return -(-self.size * bits_of(self.size) // 8)
 
 
 @dataclass(frozen=True)
@@ -86,6 +97,11 @@ class Layout:
         """P, the length of a client's flat vector."""
         return sum(s.size for s in self.trained)
 
+    def matrices(self, tensors: Mapping[str, Tensor]) -> Tensors:
+        """The tensors as the model's layers take them: scores made into their matrices."""
+        made = {s.name: s.ternary.matrix(tensors[s.name]) for s in self.specs if s.ternary}
+        return {**tensors, **made}
+
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The trained tensors as one vector, (P,)."""
         return torch.cat([tensors[s.name].reshape(-1) for s in self.trained])
@@ -118,15 +134,32 @@ def read_layout(model: PeftModel, kind: str, head: HeadPolicy, heads: Sequence[s
         trained = role in TRAINED_ROLES[kind] or (role == "head" and head != "frozen")
         specs.append(
             TensorSpec(
-                name=name.replace(".modules_to_save.default", "").replace(".default", ""),
+                name=_wire_name(name),
                 parameter=name,
                 shape=tuple(parameter.shape),
                 role=role,
                 trained=trained,
                 sent=trained and not (role == "head" and head == "local"),
+                ternary=_ternary(model, name),
             )
         )
     return Layout(tuple(specs))
+
+
+def _wire_name(parameter: str) -> str:
+    """The name in `adapter_model.safetensors`."""
+    parameter = parameter.replace(CHOSEN, ".weight")
+    return parameter.replace(".modules_to_save.default", "").replace(".default", "")
+
+
+def _ternary(model: PeftModel, parameter: str) -> Ternary | None:
+    if CHOSEN not in parameter:
+        return None
+    chosen = model.get_submodule(parameter.removesuffix(".original"))
+    assert isinstance(chosen, nn.ModuleList)
+    (how,) = chosen
+    assert isinstance(how, Chosen)
+    return how.ternary
 
 
 def _role(name: str, heads: Sequence[str]) -> Role:
@@ -144,8 +177,9 @@ def initial_tensors(
     """The adapter before round 1, float32 on the CPU: a pure function of seed and names.
 
     A is Kaiming-uniform (a = √5), so U(±1/√d_in), and B is 0, as PEFT initialises them; each A has
-    a stream of its own. Tensors that the checkpoint holds are kept; new matrices are uniform
-    with standard deviation `head_std`, new normalisation weights are 1, new biases 0.
+    a stream of its own. Scores lie evenly in ±1/√r, two neighbours an entry of B. Tensors that the
+    checkpoint holds are kept; new matrices are uniform with standard deviation `head_std`, new
+    normalisation weights are 1, new biases 0.
 
     Args:
         layout: the adapter's tensors.
@@ -160,6 +194,9 @@ def _initial(spec: TensorSpec, seed: int, known: Mapping[str, Tensor], head_std:
     if spec.name in known:
         kept: Tensor = known[spec.name].detach().float().cpu().clone()
         return kept
+    if spec.ternary is not None:
+        draws = uniform(key_of("init", seed, spec.name), spec.shape[:2])
+        return initial_scores(draws, spec.shape[1] ** -0.5)
     if len(spec.shape) < 2 and spec.name.endswith(".weight"):
         return torch.ones(spec.shape)
     if spec.role == "B" or len(spec.shape) < 2:

@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
+from torch.nn.utils.parametrize import register_parametrization
 from transformers import PreTrainedModel
 
 from fedtune.adapters.config import lora_config, refused
@@ -22,6 +23,7 @@ from fedtune.adapters.layout import (
     load_tensors,
     read_layout,
 )
+from fedtune.adapters.ranked import Chosen, Ternary, edges_kept
 from fedtune.errors import ScenarioError
 from fedtune.scenario.schema import AdapterSection
 
@@ -95,6 +97,8 @@ def wrap(
     layers = [name for name, module in model.named_modules() if isinstance(module, LoraLinear)]
     _check_patterns(layers, section)
     _check_lists(layers, section)
+    if kind == "rank":
+        _choose_edges(model, section)
     layout = read_layout(model, kind, head, base.head)
     known = {f"base_model.model.{n}": t for n, t in names.items() if n not in base.fresh}
     std = float(getattr(base.model.config, "initializer_range", 0.02))
@@ -106,6 +110,16 @@ def wrap(
         parameter.requires_grad_(spec.trained)
     load_tensors(model, layout.specs, initial)
     return Adapted(model.eval(), config, layout, initial)
+
+
+def _choose_edges(model: PeftModel, section: AdapterSection) -> None:
+    """Make every B a choice among fixed edges."""
+    for module in model.modules():
+        if isinstance(module, LoraLinear):
+            factor = module.lora_B["default"]
+            keep = edges_kept(factor.weight.numel(), section.keep)
+            chosen = Chosen(Ternary(keep, section.constant))
+            register_parametrization(factor, "weight", chosen, unsafe=True)
 
 
 def master_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -17,6 +17,7 @@ from fedtune.adversaries.poisoned import (
     draw_malicious,
     poisoned_rows,
 )
+from fedtune.adversaries.ranks import RANK_ATTACKS, RankAttack
 from fedtune.errors import Incompatible
 from fedtune.scenario import Scenario
 from fedtune.tasks.base import Data, Rows
@@ -34,6 +35,7 @@ class Adversary:
         malicious: logical ids.
         train: what clients train on.
         attack: on what they send, if any.
+        rank_attack: on the rankings that they send, if any.
         triggered: test data with the trigger and the target as label, and
         triggered_rows: those whose class is another; for the attack's success.
     """
@@ -41,6 +43,7 @@ class Adversary:
     malicious: list[int]
     train: Data
     attack: Attack | None = None
+    rank_attack: RankAttack | None = None
     triggered: Data | None = None
     triggered_rows: Rows | None = None
 
@@ -56,6 +59,10 @@ def make_adversary(scenario: Scenario, task: Task) -> Adversary:
         return Adversary([], task.train)
     malicious = draw_malicious(list(task.clients.eligible), section.fraction, seed)
     own = section.parameters()
+    _check_space(section.kind, scenario.adapter.kind)
+    if section.kind in RANK_ATTACKS:
+        _check_keys(section.kind, own, [])
+        return Adversary(malicious, task.train, rank_attack=RANK_ATTACKS[section.kind]())
     if section.kind in ATTACKS:
         _check_keys(section.kind, own, list(inspect.signature(ATTACKS[section.kind]).parameters))
         return Adversary(malicious, task.train, ATTACKS[section.kind](**own))
@@ -75,7 +82,8 @@ def make_adversary(scenario: Scenario, task: Task) -> Adversary:
     assert labels is not None
     other = task.test_rows[labels[task.test_rows] != trigger.target]
     everywhere = Poisoned(task.test, torch.ones(len(task.test), dtype=torch.bool), trigger)
-    return Adversary(malicious, Poisoned(task.train, rows, trigger), None, everywhere, other)
+    train = Poisoned(task.train, rows, trigger)
+    return Adversary(malicious, train, triggered=everywhere, triggered_rows=other)
 
 
 def _rows(
@@ -83,6 +91,21 @@ def _rows(
 ) -> torch.Tensor:
     share = float(own.get("share", SHARES[kind]))
     return poisoned_rows(task.train, task.clients, malicious, share, seed)
+
+
+def _check_space(attack: str, adapter: str) -> None:
+    """Refuse attacks on numbers where rankings are sent, and the reverse."""
+    if attack in RANK_ATTACKS and adapter != "rank":
+        raise Incompatible(
+            f"attack.kind = {attack!r}: acts on rankings, which adapter.kind 'rank' sends, not "
+            f"{adapter!r}"
+        )
+    if attack in ATTACKS and adapter == "rank":
+        allowed = ", ".join([*SHARES, *RANK_ATTACKS])
+        raise Incompatible(
+            f"attack.kind = {attack!r}: acts on numbers, and adapter.kind 'rank' sends rankings; "
+            f"allowed: {allowed}"
+        )
 
 
 def _check_keys(kind: str, given: dict[str, Any], allowed: list[str]) -> None:

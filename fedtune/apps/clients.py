@@ -76,6 +76,10 @@ class CohortClients:
         answers.update({one.index: self._answer(one) for one in rounds})
         return [answers[index] for index in range(len(messages))]
 
+    def view(self, client: int, message: Message) -> ClientView:
+        """What a client knows when it gets a message."""
+        return _States(self).view(client, message)
+
     def training_rows(self, client: int) -> Rows:
         """The rows a client trains on."""
         return self._split(client)[0]
@@ -259,7 +263,9 @@ class _States:
         for spec in self.setting.layout.sent:
             if spec.name not in record:
                 raise KeyError(f"message misses {spec.name}")
-            tensors[spec.name] = self._place(to_tensor(record[spec.name]))
+            tensor = to_tensor(record[spec.name])
+            wide = tensor.is_floating_point()
+            tensors[spec.name] = self._place(tensor) if wide else tensor.to(self.setting.device)
         return tensors
 
     def _place(self, tensor: Tensor) -> Tensor:

@@ -78,8 +78,9 @@ class CohortBackend:
         return self.setting.objective.logits(self.model, inputs)
 
     def _bind(self, theta: Tensor, keys: Tensor | None) -> None:
-        tensors = self.setting.layout.split(theta.to(self.setting.dtype))
-        self.binding.tensors = {**self.frozen, **tensors}
+        tensors = self.setting.layout.matrices(self.setting.layout.split(theta))
+        cast = {name: tensor.to(self.setting.dtype) for name, tensor in tensors.items()}
+        self.binding.tensors = {**self.frozen, **cast}
         self.binding.clients, self.binding.dropout_keys = len(theta), keys
 
     def gradient(self, works: Sequence[ClientWork], step: int = 0) -> Tensor:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from fedtune.grids.arrays import records, to_tensor
+from fedtune.grids.arrays import records, to_tensor, to_tensors
 from fedtune.grids.directory import Directory
 
 MOST_EXAMPLES = 1e12
@@ -66,6 +66,7 @@ def sift(
     directory: Directory,
     expected: Mapping[str, Tensor],
     weight_key: str,
+    check: Callable[[dict[str, Tensor]], str | None] = lambda tensors: None,
 ) -> Sifted:
     """Check every reply of a training round before any rule sees it.
 
@@ -75,6 +76,7 @@ def sift(
         directory: of the clients.
         expected: the tensors that a reply must hold, exactly.
         weight_key: the metric that holds its number of examples.
+        check: says what else is wrong with the tensors of a reply.
     """
     found = Sifted([], {}, {}, [])
     answered: set[int] = set()
@@ -90,7 +92,9 @@ def sift(
         answered.add(client)
         if message.has_error():
             found.failed[client] = reason_of(message)
-        elif fault := reply_fault(message.content, expected, weight_key):
+        elif fault := reply_fault(message.content, expected, weight_key) or check(
+            to_tensors(records(message.content, ArrayRecord)[0])
+        ):
             found.rejected[client] = fault
         else:
             found.good.append((client, message.content))

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from flwr.serverapp import Grid
 
+from fedtune.adapters.layout import Layout
 from fedtune.adapters.wrap import Adapted, wrap
 from fedtune.adversaries.grid import AttackGrid
+from fedtune.adversaries.ranks import RankAttackGrid
 from fedtune.adversaries.setup import Adversary, make_adversary
 from fedtune.apps.clients import CohortClients, ServerData
 from fedtune.apps.store import MemoryStore
@@ -139,7 +141,7 @@ def build(
         if outer is None
         else NodeGrid(outer, len(task.clients), eligible, on_error)
     )
-    troubled = _troubled(grid, adversary, scenario, strategy)
+    troubled = _troubled(grid, adversary, scenario, strategy, adapted.layout)
     return Federation(
         scenario,
         task,
@@ -158,7 +160,11 @@ def build(
 
 
 def _troubled(
-    grid: Grid, adversary: Adversary, scenario: Scenario, strategy: AdapterStrategy
+    grid: Grid,
+    adversary: Adversary,
+    scenario: Scenario,
+    strategy: AdapterStrategy,
+    layout: Layout,
 ) -> Grid:
     """The grid with the scenario's attack on what is sent, and its faults around that."""
     if adversary.attack is not None:
@@ -170,6 +176,9 @@ def _troubled(
             strategy.preview,
             scenario.run.seed,
         )
+    if adversary.rank_attack is not None:
+        everything = scenario.attack.knowledge == "all"
+        grid = RankAttackGrid(grid, adversary.rank_attack, adversary.malicious, everything, layout)
     if scenario.faults.any:
         lost = read_trace("faults.trace", scenario.faults.trace)
         grid = FaultGrid(grid, scenario.faults, scenario.run.seed, lost)

@@ -38,6 +38,7 @@ def save_result(federation: Federation, arrays: dict[str, Tensor], directory: Ru
 
 def save_adapter(adapted: Adapted, tensors: dict[str, Tensor], folder: Path) -> None:
     """Write a folder that `PeftModel.from_pretrained` loads; equal runs give equal bytes."""
+    tensors = adapted.layout.matrices(tensors)
     plain = {
         spec.name: tensors[spec.name].detach().float().cpu().contiguous()
         for spec in adapted.layout.specs

@@ -11,8 +11,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Message
 
 from fedtune.adapters.layout import Tensors
-from fedtune.apps.clients import CONFIG
-from fedtune.apps.rounds import ClientView, Done
+from fedtune.apps.rounds import Train
 from fedtune.cohort.engine import cohorts
 from fedtune.cohort.plan import ClientResult
 from fedtune.cohort.sizing import held_memory, peak_memory
@@ -142,7 +141,7 @@ def plan(scenario: str | Path | Scenario, overrides: Overrides = ()) -> Plan:
 def client_payload(federation: Federation) -> int:
     """Bytes of the tensors that one client sends in a round."""
     setting = federation.engine.setting
-    return sum(spec.size for spec in setting.layout.sent) * setting.master.itemsize
+    return sum(spec.wire_bytes(setting.master.itemsize) for spec in setting.layout.sent)
 
 
 def _participants(federation: Federation) -> list[list[int]]:
@@ -170,20 +169,23 @@ def _messages(federation: Federation, arrays: Tensors) -> tuple[list[int], Size,
             clients.append(client)
             down += message_size(message)
             set_message_id(message, "0" * ID_LENGTH)
-            up += message_size(_reply(federation, message, client, arrays))
+            up += message_size(_reply(federation, message, client))
     return clients, down, up
 
 
-def _reply(federation: Federation, message: Message, client: int, arrays: Tensors) -> Message:
-    examples = len(federation.clients.training_rows(client))
-    layout = federation.adapted.layout
-    sent = {spec.name: arrays[spec.name] for spec in layout.sent}
-    unkept = replace(federation.clients, store=_Forgetful())
-    initial = federation.adapted.initial
-    kept = {s.name: initial[s.name] for s in layout.kept}
-    state = {**sent, **kept}
-    view = ClientView(client, 1, state, {}, message.content[CONFIG], layout, initial)
-    return unkept.reply(message, view, Done(ClientResult(client, state, 1.0, 1, examples), sent))
+def _reply(federation: Federation, message: Message, client: int) -> Message:
+    """What a client would answer, had training changed nothing."""
+    clients = replace(federation.clients, store=_Forgetful())
+    examples = len(clients.training_rows(client))
+    view = clients.view(client, message)
+    going, result = clients.method(view), None
+    while True:
+        try:
+            job = going.send(result)
+        except StopIteration as end:
+            return clients.reply(message, view, end.value)
+        trains = isinstance(job, Train)
+        result = ClientResult(client, job.state, 1.0, 1, examples) if trains else job.state
 
 
 class _Forgetful:

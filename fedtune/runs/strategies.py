@@ -95,6 +95,11 @@ def make_strategy(scenario: Scenario) -> AdapterStrategy:
     participation = make_participation(scenario)
     rule, parameters = _part(section.rule)
     rule = "mean" if rule == "auto" else rule
+    if rule == "vote" and "rank" not in cls.accepts:
+        raise Incompatible(f"strategy.rule = 'vote': counts rankings, and {cls.name!r} sends none")
+    if cls.accepts == {"rank"}:
+        _check_votes(scenario, rule)
+        rule = "mean" if rule == "vote" else rule
     if cls.weighs_by_probability:
         _check_weighted_sum(scenario, rule)
     weights = scenario.clients.weights
@@ -120,6 +125,18 @@ def make_strategy(scenario: Scenario) -> AdapterStrategy:
         min_available_nodes=1,
         **section.parameters(),
     )
+
+
+def _check_votes(scenario: Scenario, rule: str) -> None:
+    """Refuse what needs numbers where clients send rankings."""
+    name = scenario.strategy.name
+    if rule == "fltrust":
+        raise Incompatible(f"strategy.rule = 'fltrust': compares numbers, and {name!r} sends votes")
+    if scenario.local.client_momentum:
+        raise Incompatible(
+            f"local.client_momentum = {scenario.local.client_momentum}: {name!r} sends rankings, "
+            "which have no momentum"
+        )
 
 
 def _check_weighted_sum(scenario: Scenario, rule: str) -> None:

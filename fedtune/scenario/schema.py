@@ -108,8 +108,10 @@ class ClientsSection(Section):
 class AdapterSection(OpenSection):
     """The adapter, by the fields of `peft.LoraConfig`; those not here are refused by name."""
 
-    kind: Literal["auto", "lora", "ffa", "none"] = Field(
-        "auto", description="auto: the strategy's own; none: only the head is trained"
+    kind: Literal["auto", "lora", "ffa", "rank", "none"] = Field(
+        "auto",
+        description="auto: the strategy's own; rank: an order of fixed edges of B; none: only the "
+        "head is trained",
     )
     rank: Annotated[int, Field(ge=1)] = 8
     alpha: Annotated[float, Field(gt=0)] = 16.0
@@ -124,6 +126,12 @@ class AdapterSection(OpenSection):
     rank_pattern: dict[str, Annotated[int, Field(ge=1)]] | None = None
     alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] | None = None
     use_rslora: bool = False
+    keep: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        0.1, description="share of the edges that count, of kind rank"
+    )
+    constant: Annotated[float, Field(gt=0)] = Field(
+        0.02, description="size of an edge, of kind rank"
+    )
 
 
 class EarlyStopping(Section):
@@ -187,6 +195,7 @@ class LocalSection(Section):
 RuleName = Literal[
     "auto", "mean", "median", "trimmed-mean", "krum", "multi-krum", "geometric-median", "bulyan",
     "meamed", "phocas", "centered-clipping", "mda", "dnc", "fltrust", "flag", "normalized-mean",
+    "vote",
 ]  # fmt: skip
 ServerOptimizerName = Literal["none", "momentum", "adam", "yogi", "adagrad"]
 PreName = Literal["nnm", "bucketing", "clip", "arc"]
@@ -241,7 +250,7 @@ class AttackSection(OpenSection):
 
     kind: Literal[
         "none", "label-flip", "backdoor", "sign-flip", "gaussian", "ipm", "alie", "min-max",
-        "min-sum", "mimic", "scaling", "non-finite", "adaptive",
+        "min-sum", "mimic", "scaling", "non-finite", "adaptive", "reverse-ranks", "vem",
     ] = "none"  # fmt: skip
     fraction: Probability = Field(
         0.2, description="share of all clients that is malicious, drawn once a seed"

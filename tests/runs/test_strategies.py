@@ -18,7 +18,7 @@ def places(request, monkeypatch):
 
 def test_names_and_classes_are_the_same_in_both_places(places):
     assert finding.strategy_names() == [
-        "fedavg", "fedavg-unbiased", "ffa-lora", "rerce"
+        "fedavg", "fedavg-unbiased", "ffa-lora", "frl", "rerce"
     ]  # fmt: skip
     assert finding.find_strategy("fedavg") is FedAvg
     assert finding.find_strategy("ffa-lora") is FFALoRA

@@ -1,0 +1,206 @@
+"""FRL in whole runs: votes, malformed votes, resume, export, other engines, and its attackers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord
+from safetensors.torch import load_file
+
+import fedtune
+from fedtune.adapters import ranked
+from fedtune.adversaries.ranks import RankAttackGrid, ReverseRanks, Vulnerable
+from fedtune.errors import ScenarioError
+from fedtune.grids.arrays import to_record, to_tensors
+from fedtune.runs.build import build, settle_paths
+from fedtune.runs.export import load_model
+from fedtune.runs.loop import one_round, start_state
+from fedtune.scenario import load_scenario
+from tests.runs.kit import adapter_bytes, lines, small
+
+FRL = {"strategy__name": "frl", "local__lr": 0.05}
+WIDE = {"clients__count": 10, "clients__participation__value": 1.0}
+
+
+def federation(**changes):
+    return build(settle_paths(load_scenario("quickstart", small(**FRL, **changes))))
+
+
+def test_a_round_is_the_vote_of_what_clients_send():
+    made = federation(**WIDE)
+    state, seen = start_state(made, None), []
+    combine = made.strategy.combine
+    made.strategy.combine = lambda replies: seen.extend(replies) or combine(replies)
+    before = {name: t.clone() for name, t in state.arrays.items()}
+    with made.serving.serving():
+        one_round(made, state, 1)
+    ranked_names = [s.name for s in made.adapted.layout.sent if s.ternary is not None]
+    assert ranked_names
+    for name in ranked_names:
+        size = before[name].numel()
+        sums = np.zeros(size, dtype=np.int64)
+        for reply in seen:
+            ranking = ranked.unpack(reply[name], size).numpy()
+            position = np.empty(size, dtype=np.int64)
+            position[ranking] = np.arange(size)
+            sums += position
+        expected = np.argsort(sums, kind="stable")
+        np.testing.assert_array_equal(ranked.ranking_of(state.arrays[name]).numpy(), expected)
+        assert torch.equal(
+            state.arrays[name].flatten().sort().values, before[name].flatten().sort().values
+        )
+
+
+def test_a_run_goes_on_bit_for_bit_and_its_result_is_a_plain_adapter(tmp_path):
+    whole = fedtune.run("quickstart", small(**FRL, run__rounds=4), tmp_path / "whole")
+    fedtune.run("quickstart", small(**FRL), tmp_path / "half")
+    again = fedtune.resume(tmp_path / "half", {"run.rounds": 4})
+    assert lines(again) == lines(whole)
+    assert adapter_bytes(again) == adapter_bytes(whole)
+    tensors = load_file(whole.adapter / "adapter_model.safetensors")
+    scenario = whole.scenario
+    for name, tensor in tensors.items():
+        if ".lora_B." in name:
+            values = set(tensor.unique().tolist())
+            constant = float(np.float32(scenario.adapter.constant))
+            assert values <= {-constant, 0.0, constant}
+            assert tensor.dim() == 2
+    model = load_model(whole)
+    made = build(scenario)
+    batch = made.task.test.gather(torch.arange(64))
+    with torch.no_grad():
+        right = model(**batch.inputs).logits.argmax(-1) == batch.labels
+    found = made.engine
+    assert found.resolved.backend == "cohort"
+    assert 0 <= float(right.float().mean()) <= 1
+
+
+def test_bytes_are_those_of_packed_rankings_as_planned(tmp_path):
+    done = fedtune.run("quickstart", small(**FRL, task__head="frozen"), tmp_path / "run")
+    made = federation(task__head="frozen")
+    one = sum(-(-s.size * ranked.bits_of(s.size) // 8) for s in made.adapted.layout.sent)
+    for line in done.metrics:
+        assert line["bytes_up"] == line["bytes_down"] == one * line["clients"]
+    planned = fedtune.plan("quickstart", small(**FRL, task__head="frozen"))
+    assert planned.run_bytes_up == sum(line["bytes_up"] for line in done.metrics)
+    assert planned.bytes_up == done.metrics[0]["bytes_up"]
+    assert planned.framing_up == done.metrics[0]["framing_up"]
+
+
+@pytest.mark.parametrize("break_it", ["twice", "beyond", "short"])
+def test_a_vote_that_is_no_permutation_is_set_aside(break_it):
+    made = federation(**WIDE)
+    strategy, state = made.strategy, start_state(made, None)
+    with made.serving.serving():
+        messages = list(
+            strategy.configure_train(1, to_record(state.arrays), ConfigRecord(), made.grid)
+        )
+        replies = list(made.grid.send_and_receive(messages))
+        name = next(s.name for s in made.adapted.layout.sent if s.ternary is not None)
+        tensors = to_tensors(next(iter(replies[2].content.array_records.values())))
+        size = state.arrays[name].numel()
+        ranking = ranked.unpack(tensors[name], size)
+        if break_it == "twice":
+            ranking[0] = ranking[1]
+        packed = ranked.pack(ranking)
+        if break_it == "beyond":
+            packed = torch.full_like(packed, 255)
+        if break_it == "short":
+            packed = packed[:-1]
+        replies[2].content["arrays"] = ArrayRecord(
+            {n: _array(t) for n, t in {**tensors, name: packed}.items()}
+        )
+        strategy.aggregate_train(1, replies)
+    (reason,) = strategy.report.rejected.values()
+    assert name in reason
+    assert ("permutation" in reason) == (break_it != "short")
+    assert len(strategy.report.used) == 9
+
+
+def _array(tensor):
+    return next(iter(to_record({"x": tensor}).values()))
+
+
+def rows(seed, n=9, d=40, agreement=3.0):
+    """Rankings of clients that agree more or less."""
+    draw = np.random.default_rng(seed)
+    shared = draw.normal(size=d)
+    return torch.from_numpy(
+        np.stack([np.argsort(agreement * shared + draw.normal(size=d)) for _ in range(n)])
+    )
+
+
+def chosen(rankings, keep=10):
+    return set(ranked.vote(rankings)[-keep:].tolist())
+
+
+@pytest.mark.parametrize("attack", [ReverseRanks(), Vulnerable()])
+def test_attacks_send_permutations(attack):
+    sent = attack(rows(0), 10, 3)
+    assert ranked.is_permutation(sent)
+
+
+def test_reversal_is_the_vote_backwards():
+    known = rows(1)
+    assert torch.equal(ReverseRanks()(known, 10, 2).flip(0), ranked.vote(known))
+
+
+def test_where_clients_agree_the_border_is_what_two_of_nine_can_move():
+    """Reversal spends itself on edges that are out of reach; the vulnerable ones change sides."""
+    moved = {"vem": 0, "reverse": 0}
+    for seed in range(20):
+        honest = rows(seed, agreement=2.0)
+        before = chosen(honest)
+        for name, attack in (("vem", Vulnerable()), ("reverse", ReverseRanks())):
+            sent = attack(honest, 10, 2)
+            after = chosen(torch.cat([honest, sent.expand(2, -1)]))
+            moved[name] += len(before - after)
+    assert moved["vem"] > 1.5 * max(moved["reverse"], 1)
+
+
+@pytest.mark.parametrize("kind", ["reverse-ranks", "vem"])
+@pytest.mark.parametrize("knowledge", ["all", "own"])
+def test_an_attacked_run_counts_its_malicious_voters(tmp_path, kind, knowledge):
+    attack = {"attack__kind": kind, "attack__fraction": 0.3, "attack__knowledge": knowledge}
+    done = fedtune.run("quickstart", small(**FRL, **WIDE, **attack), tmp_path / "run")
+    calm = fedtune.run("quickstart", small(**FRL, **WIDE), tmp_path / "calm")
+    assert [line["malicious"] for line in done.metrics] == [3, 3]
+    assert [line["rejected"] for line in done.metrics] == [0, 0]
+    assert adapter_bytes(done) != adapter_bytes(calm)
+
+
+def test_the_attack_grid_changes_malicious_rankings_only():
+    made = federation(**WIDE, attack__kind="reverse-ranks", attack__fraction=0.2)
+    assert isinstance(made.grid.inner, RankAttackGrid)
+    state, seen = start_state(made, None), []
+    combine = made.strategy.combine
+    made.strategy.combine = lambda replies: seen.extend(replies) or combine(replies)
+    plain = federation(**WIDE)
+    other, honest = start_state(plain, None), []
+    vote = plain.strategy.combine
+    plain.strategy.combine = lambda replies: honest.extend(replies) or vote(replies)
+    for one, where in ((made, state), (plain, other)):
+        with one.serving.serving():
+            one_round(one, where, 1)
+    changed = [
+        k for k in range(10) if any(not torch.equal(seen[k][n], honest[k][n]) for n in seen[k])
+    ]
+    assert changed == made.adversary.malicious
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attack__kind": "sign-flip"}, "allowed: label-flip, backdoor, reverse-ranks, vem"),
+        ({"strategy__name": "fedavg", "attack__kind": "vem"}, "acts on rankings"),
+        ({"strategy__name": "fedavg", "strategy__rule": "vote"}, "counts rankings"),
+        ({"strategy__rule": "fltrust", "task__server_examples": 50}, "sends votes"),
+        ({"local__client_momentum": 0.5}, "which have no momentum"),
+        ({"adapter__kind": "lora"}, "needs one of: rank"),
+    ],
+)
+def test_what_it_does_not_go_with(tmp_path, change, message):
+    with pytest.raises(ScenarioError, match=message):
+        fedtune.run("quickstart", small(**{**FRL, **change}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
