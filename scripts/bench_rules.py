@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from fedtune.cohort.sizing import forget_peak_memory, held_memory, peak_memory
 from fedtune.rules import PRE, RULES, Updates, make_pre, make_rule
 from fedtune.rules.base import grams_of
 
@@ -42,8 +43,19 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     return statistics.median(found or [time.perf_counter() - started])
 
 
-def measure(n: int, d: int, device: torch.device) -> dict[str, float]:
-    """Seconds of every rule on n updates of d numbers."""
+def memory(work: Callable[[], object], device: torch.device) -> float:
+    """Bytes that a run needs at its peak beyond what was held before."""
+    held = held_memory(device)
+    forget_peak_memory(device)
+    work()
+    return max(0.0, peak_memory(device) - held)
+
+
+Cost = tuple[float, float]
+
+
+def measure(n: int, d: int, device: torch.device) -> dict[str, Cost]:
+    """Seconds and bytes of every rule on n updates of d numbers."""
     generator = torch.Generator(device=device).manual_seed(0)
     rows = torch.randn(n, d, device=device, generator=generator)
     weights = torch.full((n,), 1.0 / n, dtype=torch.float64)
@@ -52,21 +64,39 @@ def measure(n: int, d: int, device: torch.device) -> dict[str, float]:
     def fresh() -> Updates:
         return Updates(rows, weights, range(n))
 
-    found = {
-        "mean": seconds(lambda: make_rule("mean")(fresh()), device),
-        "Gram": seconds(lambda: grams_of(rows), device),
-    }
+    def cost(work: Callable[[], object]) -> Cost:
+        return seconds(work, device), memory(work, device)
+
+    found = {"mean": cost(lambda: make_rule("mean")(fresh())), "Gram": cost(lambda: grams_of(rows))}
     for name in RULES:
         if name in LEFT_OUT or (name == "mda" and n > MOST_MDA):
             continue
-        rule_f = min(f, 8) if name == "mda" else f
-        found[name] = seconds(lambda name=name, f=rule_f: make_rule(name, f)(fresh()), device)
+        rule = make_rule(name, min(f, 8) if name == "mda" else f)
+        found[name] = cost(lambda rule=rule: rule(fresh()))
     for name in PRE:
-        rule = make_rule("multi-krum", f)
-        found[f"{name} + multi-krum"] = seconds(
-            lambda name=name, rule=rule: rule(make_pre(name, f)(fresh())), device
-        )
+        rule, pre = make_rule("multi-krum", f), make_pre(name, f)
+        found[f"{name} + multi-krum"] = cost(lambda rule=rule, pre=pre: rule(pre(fresh())))
     return found
+
+
+def _table(titles: list[str], cells: list[list[str]], names: list[str]) -> list[str]:
+    lines = ["| | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
+    return lines + [
+        f"| {name} | {' | '.join(row)} |" for name, row in zip(names, cells, strict=True)
+    ]
+
+
+def _speed(column: dict[str, Cost], name: str) -> str:
+    if name not in column:
+        return "–"
+    value, base, gram = column[name][0], column["mean"][0], column["Gram"][0]
+    return (
+        f"{value * 1e3:.2f} ms" if name == "mean" else f"{value / base:.1f} × ({value / gram:.1f})"
+    )
+
+
+def _space(column: dict[str, Cost], name: str, held: int) -> str:
+    return f"{column[name][1] / held:.2f}" if name in column else "–"
 
 
 def main() -> None:
@@ -79,21 +109,22 @@ def main() -> None:
     columns = {}
     for n, d in shapes:
         columns[n, d] = measure(n, d, device)
-        print(n, d, {name: f"{value * 1e3:.1f} ms" for name, value in columns[n, d].items()})
+        print(
+            n,
+            d,
+            {name: f"{time_ * 1e3:.1f} ms" for name, (time_, _) in columns[n, d].items()},
+            flush=True,
+        )
     names = list(columns[shapes[0]])
     titles = [f"{n} × {d:.0e}".replace("e+0", "e") for n, d in shapes]
-    lines = ["| | " + " | ".join(titles) + " |", "|---" * (len(shapes) + 1) + "|"]
-    for name in names:
-        cells = []
-        for shape in shapes:
-            value, base = columns[shape].get(name), columns[shape]["mean"]
-            if value is None:
-                cells.append("–")
-            elif name == "mean":
-                cells.append(f"{value * 1e3:.2f} ms")
-            else:
-                cells.append(f"{value / base:.1f} × ({value / columns[shape]['Gram']:.1f})")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines = [
+        *_table(
+            titles, [[_speed(columns[shape], name) for shape in shapes] for name in names], names
+        )
+    ]
+    lines += ["", "Memory at the peak beyond the updates themselves, × the updates:", ""]
+    cells = [[_space(columns[n, d], name, 4 * n * d) for n, d in shapes] for name in names]
+    lines += _table(titles, cells, names)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "2 shared CPU cores"
     head = (
         f"`scripts/bench_rules.py --most {arguments.most:g}` on {where}, torch "

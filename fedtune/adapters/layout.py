@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fedtune.adapters.ranked import Chosen, Ternary, bits_of, initial_scores
 from fedtune.randomness import key_of, uniform
 
+SPREAD = 0.03
 CHOSEN = ".parametrizations.weight.original"
 Role = Literal["A", "B", "head", "saved"]
 HeadPolicy = Literal["shared", "frozen", "local"]
@@ -177,9 +178,9 @@ def initial_tensors(
     """The adapter before round 1, float32 on the CPU: a pure function of seed and names.
 
     A is Kaiming-uniform (a = √5), so U(±1/√d_in), and B is 0, as PEFT initialises them; each A has
-    a stream of its own. Scores lie evenly in ±1/√r, two neighbours an entry of B. Tensors that the
-    checkpoint holds are kept; new matrices are uniform with standard deviation `head_std`, new
-    normalisation weights are 1, new biases 0.
+    a stream of its own. Scores lie evenly in ±`SPREAD`, two neighbours an entry of B (only their
+    ratio to the learning rate matters). Tensors that the checkpoint holds are kept; new matrices
+    are uniform with standard deviation `head_std`, new normalisation weights are 1, new biases 0.
 
     Args:
         layout: the adapter's tensors.
@@ -196,7 +197,7 @@ def _initial(spec: TensorSpec, seed: int, known: Mapping[str, Tensor], head_std:
         return kept
     if spec.ternary is not None:
         draws = uniform(key_of("init", seed, spec.name), spec.shape[:2])
-        return initial_scores(draws, spec.shape[1] ** -0.5)
+        return initial_scores(draws, SPREAD)
     if len(spec.shape) < 2 and spec.name.endswith(".weight"):
         return torch.ones(spec.shape)
     if spec.role == "B" or len(spec.shape) < 2:

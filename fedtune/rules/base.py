@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol, runtime_checkable
@@ -118,13 +118,12 @@ def grams_of(matrix: Tensor) -> tuple[Tensor, Tensor]:
     Accumulated in float64 over blocks of columns, so no float64 copy of X is held. Distances are
     taken from the second: what all updates have in common cancels before it is squared.
     """
-    n, d = matrix.shape
+    n = len(matrix)
     centred = torch.zeros(n, n, dtype=torch.float64, device=matrix.device)
     along = torch.zeros(n, dtype=torch.float64, device=matrix.device)
     common = torch.zeros((), dtype=torch.float64, device=matrix.device)
-    width = max(1, BLOCK_BYTES.get(matrix.device.type, OTHER_BLOCK_BYTES) // (8 * n))
-    for start in range(0, d, width):
-        block = matrix[:, start : start + width].double()
+    for block in column_blocks(matrix):
+        block = block.double()
         mean = block.mean(0)
         block = block - mean
         centred.addmm_(block, block.T)
@@ -132,6 +131,19 @@ def grams_of(matrix: Tensor) -> tuple[Tensor, Tensor]:
         common += mean @ mean
     centred = (centred + centred.T) / 2
     return (centred + along[:, None] + along[None, :] + common).cpu(), centred.cpu()
+
+
+def column_blocks(matrix: Tensor) -> Iterator[Tensor]:
+    """Views of consecutive columns of (n, d), each so small that work on it stays in cache."""
+    n, d = matrix.shape
+    width = max(1, BLOCK_BYTES.get(matrix.device.type, OTHER_BLOCK_BYTES) // (8 * n))
+    for start in range(0, d, width):
+        yield matrix[:, start : start + width]
+
+
+def by_columns(matrix: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """A function of columns, (n, w) to (w,), over all of (n, d): the intermediates stay small."""
+    return torch.cat([function(block) for block in column_blocks(matrix)])
 
 
 def distances_of(gram: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedtune.rules.base import Aggregate, Updates
+from fedtune.rules.base import Aggregate, Updates, by_columns
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Median:
 
     def __call__(self, updates: Updates) -> Aggregate:
         """Not linear: there are no coefficients."""
-        return Aggregate(median(updates.rows))
+        return Aggregate(by_columns(updates.rows, median))
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class TrimmedMean:
     def __call__(self, updates: Updates) -> Aggregate:
         """f = 0 is the mean."""
         f = min(self.f, (len(updates) - 1) // 2)
-        return Aggregate(trimmed_mean(updates.rows, f), notes={"f_used": float(f)})
+        update = by_columns(updates.rows, lambda block: trimmed_mean(block, f))
+        return Aggregate(update, notes={"f_used": float(f)})
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,9 @@ class MeaMed:
         """f = 0 is the mean."""
         rows = updates.rows
         f = min(self.f, len(rows) - 1)
-        return Aggregate(
-            nearest_mean(rows, median(rows), len(rows) - f), notes={"f_used": float(f)}
-        )
+        count = len(rows) - f
+        update = by_columns(rows, lambda block: nearest_mean(block, median(block), count))
+        return Aggregate(update, notes={"f_used": float(f)})
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,9 @@ class Phocas:
         """f = 0 is the mean."""
         rows = updates.rows
         f = min(self.f, (len(rows) - 1) // 2)
-        middle = trimmed_mean(rows, f)
-        return Aggregate(nearest_mean(rows, middle, len(rows) - f), notes={"f_used": float(f)})
+        count = len(rows) - f
+        update = by_columns(rows, lambda block: nearest_mean(block, trimmed_mean(block, f), count))
+        return Aggregate(update, notes={"f_used": float(f)})
 
 
 def median(rows: Tensor) -> Tensor:

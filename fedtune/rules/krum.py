@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedtune.rules.base import Aggregate, Updates
+from fedtune.rules.base import Aggregate, Updates, by_columns
 from fedtune.rules.coordinates import median, nearest_mean
 
 
@@ -68,8 +68,11 @@ class Bulyan:
         distances = updates.distances
         for _ in range(n - 2 * f):
             chosen.append(left.pop(krum_order(distances[left][:, left], f)[0]))
-        rows = updates.rows[sorted(chosen)]
-        update = nearest_mean(rows, median(rows), n - 4 * f) if f else rows.mean(0)
+        kept, count = sorted(chosen), n - 4 * f
+        update = by_columns(
+            updates.rows,
+            lambda block: nearest_mean(block[kept], median(block[kept]), count),
+        )
         return Aggregate(update, notes={"f_used": float(f)})
 
 

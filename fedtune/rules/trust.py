@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from fedtune.errors import RunError
-from fedtune.rules.base import Aggregate, Updates
+from fedtune.rules.base import Aggregate, Updates, column_blocks
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,12 @@ class FLTrust:
             raise RunError("rule 'fltrust': the round has no update from the server's own data")
         root = updates.trusted.double().cpu()
         norms, length = updates.gram.diagonal().sqrt(), float(root.norm())
-        inner = (updates.rows.double() @ root.to(updates.rows.device)).cpu()
+        inner = torch.zeros(len(updates), dtype=torch.float64)
+        start = 0
+        for block in column_blocks(updates.rows):
+            part = root[start : start + block.shape[1]].to(block.device)
+            inner += (block.double() @ part).cpu()
+            start += block.shape[1]
         cosine = torch.where(norms > 0, inner / (norms * max(length, 1e-300)), 0.0)
         trust = cosine.clamp_min(0.0)
         scale = torch.where(norms > 0, length / norms, 0.0)

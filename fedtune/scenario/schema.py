@@ -127,10 +127,10 @@ class AdapterSection(OpenSection):
     alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] | None = None
     use_rslora: bool = False
     keep: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
-        0.1, description="share of the edges that count, of kind rank"
+        0.5, description="share of the edges that count, of kind rank"
     )
     constant: Annotated[float, Field(gt=0)] = Field(
-        0.02, description="size of an edge, of kind rank"
+        0.1, description="size of an edge, of kind rank"
     )
 
 
