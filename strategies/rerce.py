@@ -70,7 +70,7 @@ class RERCE(AdapterStrategy):
     """
 
     name: ClassVar[str] = "rerce"
-    adapter: ClassVar[str] = "lora"
+    adapter: ClassVar[str] = "ffa"
     accepts: ClassVar[frozenset[str]] = frozenset({"lora", "ffa", "none"})
     client_round: ClassVar[RoundFunction] = staticmethod(rerce_round)
     clients_keep: ClassVar[bool] = True

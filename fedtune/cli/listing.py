@@ -13,13 +13,16 @@ ADAPTERS = {
     "auto": "the strategy's own kind",
     "lora": "A and B are trained (Hu et al., 2022)",
     "ffa": "A is frozen and shared, B is trained (FFA-LoRA; Sun et al., 2024)",
+    "rank": "A is frozen, B is chosen among fixed edges by votes (federated rank learning)",
     "none": "no adapter: only the head is trained, for comparison",
 }
 TASKS = {
     "image-classification": "any Transformers model with an image-classification head",
     "text-classification": "any Transformers encoder (or decoder) with a classification head",
     "causal-lm": "any Transformers decoder, on plain text or on prompts and responses",
+    "least-squares": "y = H x + noise: the linear problem on which ADMM is analysed",
 }
+VOTE = "Rankings by their sums of positions, one client one vote (strategy frl)."
 ATTACKS = {
     "none": "all clients are honest",
     "label-flip": "class c becomes C - 1 - c in what malicious clients train on",
@@ -38,14 +41,17 @@ def rules() -> dict[str, str]:
     """Rule names with the first line of their docstring."""
     from fedtune.rules import RULES
 
-    return {name: _first_line(RULES[name]) for name in get_args(RuleName) if name != "auto"}
+    known = {name: _first_line(rule) for name, rule in RULES.items()} | {"vote": VOTE}
+    return {name: known[name] for name in get_args(RuleName) if name != "auto"}
 
 
 def attacks() -> dict[str, str]:
     """Attack names with the first line of their docstring."""
     from fedtune.adversaries.crafted import ATTACKS as CRAFTED
+    from fedtune.adversaries.ranks import RANK_ATTACKS
 
-    return {**ATTACKS, **{name: _first_line(attack) for name, attack in CRAFTED.items()}}
+    made = {**CRAFTED, **RANK_ATTACKS}
+    return {**ATTACKS, **{name: _first_line(attack) for name, attack in made.items()}}
 
 
 LISTS: dict[str, Callable[[], dict[str, str]]] = {

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import get_args
 
 import pytest
 
 from fedtune import RunDirectory, __version__
 from fedtune.cli.app import main
+from fedtune.scenario.schema import AttackSection
 from tests.runs.kit import small
 from tests.runs.test_resume import toml
 
@@ -45,7 +47,11 @@ def test_every_list_names_things_with_a_line_each(command, what):
 
 
 def test_lists_name_what_exists(command):
-    assert set(json.loads(command("list", "strategies", "--json")[1])) == {"fedavg", "ffa-lora"}
+    assert set(json.loads(command("list", "strategies", "--json")[1])) >= {
+        "fedavg", "ffa-lora", "frl", "rerce"
+    }  # fmt: skip
+    attacks = AttackSection.model_fields["kind"].annotation
+    assert set(json.loads(command("list", "attacks", "--json")[1])) == set(get_args(attacks))
     assert "quickstart" in json.loads(command("list", "scenarios", "--json")[1])
 
 
