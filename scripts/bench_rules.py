@@ -26,32 +26,27 @@ COUNTS, SIZES = (10, 100, 1000), (10**4, 10**5, 10**6, 10**7)
 LEFT_OUT = {"mean", "fltrust"}
 MOST_MDA = 100
 REPEATS, ENOUGH = 3, 4.0
+Cost = tuple[float, float]
 
 
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Median of a few runs."""
-    found = []
-    for index in range(REPEATS + 1):
-        started = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        if index:
-            found.append(time.perf_counter() - started)
-        if found and sum(found) > ENOUGH:
-            break
-    return statistics.median(found or [time.perf_counter() - started])
-
-
-def memory(work: Callable[[], object], device: torch.device) -> float:
-    """Bytes that a run needs at its peak beyond what was held before."""
+def cost(work: Callable[[], object], device: torch.device) -> Cost:
+    """Median seconds of a few runs (of one, if that takes long), and bytes at the first's peak."""
     held = held_memory(device)
     forget_peak_memory(device)
+    first = _timed(work, device)
+    memory = max(0.0, float(peak_memory(device) - held))
+    found: list[float] = []
+    while len(found) < REPEATS and sum(found) + first < ENOUGH:
+        found.append(_timed(work, device))
+    return statistics.median(found or [first]), memory
+
+
+def _timed(work: Callable[[], object], device: torch.device) -> float:
+    started = time.perf_counter()
     work()
-    return max(0.0, peak_memory(device) - held)
-
-
-Cost = tuple[float, float]
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
 
 
 def measure(n: int, d: int, device: torch.device) -> dict[str, Cost]:
@@ -64,18 +59,21 @@ def measure(n: int, d: int, device: torch.device) -> dict[str, Cost]:
     def fresh() -> Updates:
         return Updates(rows, weights, range(n))
 
-    def cost(work: Callable[[], object]) -> Cost:
-        return seconds(work, device), memory(work, device)
+    def spent(work: Callable[[], object]) -> Cost:
+        return cost(work, device)
 
-    found = {"mean": cost(lambda: make_rule("mean")(fresh())), "Gram": cost(lambda: grams_of(rows))}
+    found = {
+        "mean": spent(lambda: make_rule("mean")(fresh())),
+        "Gram": spent(lambda: grams_of(rows)),
+    }
     for name in RULES:
         if name in LEFT_OUT or (name == "mda" and n > MOST_MDA):
             continue
         rule = make_rule(name, min(f, 8) if name == "mda" else f)
-        found[name] = cost(lambda rule=rule: rule(fresh()))
+        found[name] = spent(lambda rule=rule: rule(fresh()))
     for name in PRE:
         rule, pre = make_rule("multi-krum", f), make_pre(name, f)
-        found[f"{name} + multi-krum"] = cost(lambda rule=rule, pre=pre: rule(pre(fresh())))
+        found[f"{name} + multi-krum"] = spent(lambda rule=rule, pre=pre: rule(pre(fresh())))
     return found
 
 

@@ -15,6 +15,7 @@ from fedtune.runs.directory import RunDirectory
 
 ROOT = Path(__file__).parent.parent
 SHOWN = ROOT / "docs" / "methods"
+ROUNDS = {"run.rounds": 100}
 QUIET = {"faults.noise_up": 0.0, "faults.noise_down": 0.0}
 FEW = {"clients.participation.value": 0.04}
 SQUARES = {
@@ -31,7 +32,7 @@ def least_squares() -> dict[str, list[tuple[int, float]]]:
     for number, (name, overrides) in enumerate(SQUARES.items()):
         path = ROOT / "runs" / "rerce" / str(number)
         if not (path / "summary.json").is_file():
-            fedtune.run("rerce", overrides, path)
+            fedtune.run("rerce", {**ROUNDS, **overrides}, path)
         lines = RunDirectory(path).metrics
         found[name] = [(line["round"], line["eval"]["nmsd"]) for line in lines if line["eval"]]
         print(name, found[name][-1], min(found[name], key=lambda look: look[1]), flush=True)

@@ -16,7 +16,7 @@ class Median:
 
     def __call__(self, updates: Updates) -> Aggregate:
         """Not linear: there are no coefficients."""
-        return Aggregate(by_columns(updates.rows, median))
+        return Aggregate(by_columns(updates.rows, lambda block: median_of(ordered(block))))
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class TrimmedMean:
     def __call__(self, updates: Updates) -> Aggregate:
         """f = 0 is the mean."""
         f = min(self.f, (len(updates) - 1) // 2)
-        update = by_columns(updates.rows, lambda block: trimmed_mean(block, f))
+        update = by_columns(updates.rows, lambda block: trimmed_mean_of(ordered(block), f))
         return Aggregate(update, notes={"f_used": float(f)})
 
 
@@ -51,7 +51,7 @@ class MeaMed:
         rows = updates.rows
         f = min(self.f, len(rows) - 1)
         count = len(rows) - f
-        update = by_columns(rows, lambda block: nearest_mean(block, median(block), count))
+        update = by_columns(rows, lambda block: meamed(block, count))
         return Aggregate(update, notes={"f_used": float(f)})
 
 
@@ -69,29 +69,50 @@ class Phocas:
         """f = 0 is the mean."""
         rows = updates.rows
         f = min(self.f, (len(rows) - 1) // 2)
-        count = len(rows) - f
-        update = by_columns(rows, lambda block: nearest_mean(block, trimmed_mean(block, f), count))
+        update = by_columns(rows, lambda block: phocas(block, f))
         return Aggregate(update, notes={"f_used": float(f)})
 
 
-def median(rows: Tensor) -> Tensor:
-    """The median of each column, (n, d) to (d,)."""
-    n = len(rows)
-    ordered = rows.sort(0).values
-    return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+def ordered(rows: Tensor) -> Tensor:
+    """Each column by rising value."""
+    return rows.sort(0).values
 
 
-def trimmed_mean(rows: Tensor, f: int) -> Tensor:
-    """The mean of each column without its f least and f greatest values, (n, d) to (d,)."""
-    return rows.sort(0).values[f : len(rows) - f].mean(0)
+def median_of(columns: Tensor) -> Tensor:
+    """The median of each ordered column, (n, d) to (d,)."""
+    n = len(columns)
+    return (columns[(n - 1) // 2] + columns[n // 2]) / 2
 
 
-def nearest_mean(rows: Tensor, middle: Tensor, count: int) -> Tensor:
-    """The mean of each column's `count` values nearest to its middle, (n, d) and (d,) to (d,).
+def trimmed_mean_of(columns: Tensor, f: int) -> Tensor:
+    """The mean of each ordered column without its f least and f greatest values."""
+    return columns[f : len(columns) - f].mean(0)
 
-    Of equally near ones the earlier row.
+
+def nearest_mean_of(columns: Tensor, middle: Tensor, count: int) -> Tensor:
+    """The mean of each ordered column's `count` values nearest to its middle.
+
+    In order, these are neighbours: of the runs of that many values the one that reaches least far
+    from the middle, and of equal ones that of lesser values.
+
+    Args:
+        columns: (n, d), each in rising order.
+        middle: (d,).
+        count: at most n.
     """
-    if count == len(rows):
-        return rows.mean(0)
-    order = torch.argsort((rows - middle).abs(), dim=0, stable=True)[:count]
-    return rows.gather(0, order).mean(0)
+    starts = len(columns) - count + 1
+    reach = torch.maximum(middle - columns[:starts], columns[count - 1 :] - middle)
+    places = torch.arange(count, device=columns.device)[:, None]
+    return columns.gather(0, reach.argmin(0) + places).mean(0)
+
+
+def meamed(rows: Tensor, count: int) -> Tensor:
+    """The mean of each column's `count` values nearest to its median, (n, d) to (d,)."""
+    columns = ordered(rows)
+    return nearest_mean_of(columns, median_of(columns), count)
+
+
+def phocas(rows: Tensor, f: int) -> Tensor:
+    """The mean of each column's n - f values nearest to its trimmed mean, (n, d) to (d,)."""
+    columns = ordered(rows)
+    return nearest_mean_of(columns, trimmed_mean_of(columns, f), len(rows) - f)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedtune.rules.base import Aggregate, Updates, by_columns
-from fedtune.rules.coordinates import median, nearest_mean
+from fedtune.rules.coordinates import meamed
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,7 @@ class Bulyan:
         for _ in range(n - 2 * f):
             chosen.append(left.pop(krum_order(distances[left][:, left], f)[0]))
         kept, count = sorted(chosen), n - 4 * f
-        update = by_columns(
-            updates.rows,
-            lambda block: nearest_mean(block[kept], median(block[kept]), count),
-        )
+        update = by_columns(updates.rows, lambda block: meamed(block[kept], count))
         return Aggregate(update, notes={"f_used": float(f)})
 
 

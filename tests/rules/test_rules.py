@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from fedtune.errors import RunError
+from fedtune.rules import base, make_rule
 from fedtune.rules.base import Updates, distances_of, grams_of
 from fedtune.rules.clipping import CenteredClipping
-from fedtune.rules.coordinates import MeaMed, Median, Phocas, TrimmedMean
+from fedtune.rules.coordinates import MeaMed, Median, Phocas, TrimmedMean, meamed
 from fedtune.rules.flag import Flag, factor_of
 from fedtune.rules.geometric import GeometricMedian
 from fedtune.rules.krum import Bulyan, Krum, MultiKrum
@@ -33,6 +34,7 @@ FREE = {
     "centered-clipping": CenteredClipping,
 }  # fmt: skip
 ALL = {**{n: (lambda c=c: c(f=2)) for n, c in ROBUST.items()}, **FREE}
+COORDINATES = ("median", "trimmed-mean", "meamed", "phocas", "bulyan")
 BYZANTINE = st.integers(0, 2)
 SHAPES = st.tuples(st.integers(7, 10), st.integers(1, 6), st.integers(0, 10_000))
 
@@ -334,3 +336,23 @@ def test_one_reply_is_given_back_by_every_rule():
     for name, make in ALL.items():
         np.testing.assert_allclose(run(make(), row), row[0], atol=1e-12, err_msg=name)
     assert isinstance(updates(row), Updates)
+
+
+@given(st.integers(0, 2**31), st.integers(1, 9))
+def test_the_nearest_values_are_those_of_a_search_over_all_subsets_of_neighbours(seed, count):
+    """Against sorting by distance; values are drawn without ties."""
+    draw = np.random.default_rng(seed)
+    rows = torch.from_numpy(draw.normal(size=(9, 6)))
+    found = meamed(rows, count)
+    for column, value in zip(rows.numpy().T, found, strict=True):
+        order = np.argsort(np.abs(column - np.median(column)))
+        assert float(value) == pytest.approx(column[order[:count]].mean(), abs=1e-12)
+    assert torch.equal(found, meamed(rows.flip(0), count))
+
+
+def test_columns_in_blocks_are_columns_at_once(monkeypatch):
+    rows = torch.randn(7, 1000, dtype=torch.float64)
+    whole = {name: make_rule(name, 1)(updates(rows)).update for name in COORDINATES}
+    monkeypatch.setitem(base.BLOCK_BYTES, "cpu", 8 * 7 * 33)
+    for name in COORDINATES:
+        assert torch.equal(make_rule(name, 1)(updates(rows)).update, whole[name])
