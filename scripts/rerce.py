@@ -17,12 +17,12 @@ ROOT = Path(__file__).parent.parent
 SHOWN = ROOT / "docs" / "methods"
 ROUNDS = {"run.rounds": 100}
 QUIET = {"faults.noise_up": 0.0, "faults.noise_down": 0.0}
-FEW = {"clients.participation.value": 0.04}
+FEW = {"clients.participation.value": 0.04, "strategy.rho": 0.004}
 SQUARES = {
     "all clients, no noise": QUIET,
     "all clients, noise": {},
-    "4 of 100, noise": FEW,
-    "4 of 100, noise, continual": {**FEW, "strategy.continual": True},
+    "4 of 100, noise, ρ = 0.004": FEW,
+    "4 of 100, noise, ρ = 0.004, continual": {**FEW, "strategy.continual": True},
 }
 
 

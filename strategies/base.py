@@ -6,12 +6,13 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
+from pydantic import Field
 from torch import Tensor
 
 from fedtune.apps.rounds import RoundFunction, plain_round
@@ -33,6 +34,7 @@ from fedtune.rules import (
 from fedtune.rules.base import Stateful
 from fedtune.rules.weights import policy_weights
 
+Positive = Annotated[float, Field(gt=0)]
 STATEFUL = ("rule", "server_optimizer")
 LOGGER = logging.getLogger("strategies")
 
@@ -42,8 +44,9 @@ class AdapterStrategy(FlowerFedAvg):
 
     A subclass names its `adapter` kind and those it `accepts`, what fedtune's clients do in a round
     (`client_round`), whether they keep something for the next (`clients_keep`), which weights
-    `auto` is (`auto_weights`), and whether it sums updates over probabilities to take part
-    (`weighs_by_probability`), which leaves no choice of rule and weights.
+    `auto` is (`auto_weights`), whether it sums updates over probabilities to take part
+    (`weighs_by_probability`), and whether clients send points of an iteration of its own instead of
+    steps (`sends_iterates`); both leave less to choose.
 
     Takes every argument of Flower's FedAvg by keyword, and:
 
@@ -66,6 +69,7 @@ class AdapterStrategy(FlowerFedAvg):
     clients_keep: ClassVar[bool] = False
     auto_weights: ClassVar[str] = "reported"
     weighs_by_probability: ClassVar[bool] = False
+    sends_iterates: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -179,7 +183,7 @@ class AdapterStrategy(FlowerFedAvg):
         for pre in self.pre:
             updates = pre(updates)
         found = self.rule(updates)
-        if found.coefficients is not None:
+        if found.coefficients is not None and len(found.coefficients) == len(self.report.used):
             self.report.coefficients = found.coefficients.tolist()
         self.report.notes.update(found.notes)
         return found

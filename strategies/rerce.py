@@ -16,7 +16,7 @@ from fedtune.cohort.plan import ClientResult
 from fedtune.cohort.pull import Pull
 from fedtune.grids.arrays import to_record, to_tensors
 from fedtune.rules import Updates
-from strategies.base import AdapterStrategy
+from strategies.base import AdapterStrategy, Positive
 
 X, HELD, ROUND = "rerce/x/", "rerce/held/", "rerce/round"
 PREVIOUS, MEMORY = "previous.", "memory."
@@ -26,19 +26,22 @@ def rerce_round(view: ClientView) -> ClientRound:
     """x ← argmin f(x) - ⟨∇f(x_k), x⟩ + (ρ/2)‖x - s‖², s the broadcast; sends x, or 2x⁺ - x.
 
     x_k begins as argmin f(x) + (ρ/2)‖x - x⁰‖², the answer to round 1. Under `continual` the
-    iterations of rounds without contact are made up for: their s was the one it holds.
+    iterations of rounds since its last contact are made up for: their s was the one it holds.
+    Before its first contact a client holds none, and waits.
     """
     rho, continual = float(view.config["rho"]), bool(view.config["continual"])
     names = [spec.name for spec in view.layout.trained]
     start: Tensors = {name: view.initial[name].to(view.state[name]) for name in names}
+    made_up: list[Tensors] = []
     if ROUND in view.kept:
         x = {n: view.kept[X + n].to(start[n]) for n in names}
         before, contact, result = x, int(view.kept[ROUND]), None
+        if continual:
+            held = {n: view.kept[HELD + n].to(start[n]) for n in names}
+            made_up = [held] * (view.server_round - contact - 1)
     else:
         result = yield Train(start, Pull(None, start, rho))
         before, x, contact = start, result.tensors, 1
-    held = {n: view.kept.get(HELD + n, start[n]).to(start[n]) for n in names}
-    made_up = [held] * (view.server_round - contact - 1) if continual else []
     fresh = [view.state] if view.server_round > contact else []
     for again, anchor in enumerate([*made_up, *fresh], 1):
         gradient: Tensors = yield Gradient(x)
@@ -63,9 +66,9 @@ class RERCE(AdapterStrategy):
 
     Args:
         rho: ρ, the weight of consensus, relative to a client's mean loss.
-        continual: every client iterates every round with the broadcast that it holds, made up for
-            at its next contact; the server averages the last 2x⁺ - x of all clients, and
-            keeps N·P numbers. A client not heard of yet counts as the initial model.
+        continual: from its first contact on a client iterates every round with the broadcast that
+            it holds, made up for at its next contact; the server averages the last 2x⁺ - x of all
+            clients, and keeps N·P numbers. One not heard of yet counts as the initial model.
         common: as for `AdapterStrategy`; weights are uniform.
     """
 
@@ -75,8 +78,9 @@ class RERCE(AdapterStrategy):
     client_round: ClassVar[RoundFunction] = staticmethod(rerce_round)
     clients_keep: ClassVar[bool] = True
     auto_weights: ClassVar[str] = "uniform"
+    sends_iterates: ClassVar[bool] = True
 
-    def __init__(self, *, rho: float = 1.0, continual: bool = False, **common: Any) -> None:
+    def __init__(self, *, rho: Positive = 1.0, continual: bool = False, **common: Any) -> None:
         super().__init__(**common)
         self.rho, self.continual = rho, continual
         self._previous: dict[str, Tensor] = {}
@@ -95,7 +99,9 @@ class RERCE(AdapterStrategy):
                 self._first = torch.cat([t.reshape(-1) for t in now.values()])
             return arrays
         before, self._previous = self._previous or now, now
-        return to_record({name: 2.0 * tensor - before[name] for name, tensor in now.items()})
+        return to_record(
+            {name: 2.0 * tensor - before[name].to(tensor) for name, tensor in now.items()}
+        )
 
     def collect(self, updates: Updates) -> Updates:
         """Under `continual`, the last value of every client less what was broadcast."""
@@ -106,7 +112,7 @@ class RERCE(AdapterStrategy):
         for client, row in zip(updates.clients, updates.replies, strict=True):
             self._memory[client] = row + sent
         clients = self._directory.clients
-        rows = torch.stack([self._memory.get(c, self._first) for c in clients]) - sent
+        rows = torch.stack([self._memory.get(c, self._first).to(sent) for c in clients]) - sent
         weights = torch.full((len(rows),), 1.0 / len(rows), dtype=torch.float64)
         return replace(updates, replies=rows, weights=weights, clients=clients)
 

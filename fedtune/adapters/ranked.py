@@ -71,8 +71,8 @@ class Chosen(nn.Module):
 
 
 def edges_kept(entries: int, share: float) -> int:
-    """How many of 2·entries edges count: that share of them, an even number, at least 2."""
-    return 2 * max(1, round(share * entries))
+    """How many of 2·entries edges count: that share of them, even, neither none nor all."""
+    return 2 * max(1, min(entries - 1, round(share * entries)))
 
 
 def initial_scores(draws: Tensor, bound: float) -> Tensor:

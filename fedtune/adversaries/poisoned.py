@@ -123,7 +123,7 @@ def poisoned_rows(
 
 def check_classes(kind: str, attack: str) -> None:
     """Raise `Incompatible` for a task that has no classes."""
-    if kind == "causal-lm":
+    if not kind.endswith("-classification"):
         raise Incompatible(f"attack.kind = {attack!r}: needs classes, which {kind} does not have")
 
 

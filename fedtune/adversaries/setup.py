@@ -55,23 +55,18 @@ def make_adversary(scenario: Scenario, task: Task) -> Adversary:
         ScenarioError: for a parameter that the attack does not have, or a task without classes.
     """
     section, seed = scenario.attack, scenario.run.seed
+    check_attack(scenario)
     if section.kind == "none":
         return Adversary([], task.train)
     malicious = draw_malicious(list(task.clients.eligible), section.fraction, seed)
     own = section.parameters()
-    _check_space(section.kind, scenario.adapter.kind)
     if section.kind in RANK_ATTACKS:
-        _check_keys(section.kind, own, [])
         return Adversary(malicious, task.train, rank_attack=RANK_ATTACKS[section.kind]())
     if section.kind in ATTACKS:
-        _check_keys(section.kind, own, list(inspect.signature(ATTACKS[section.kind]).parameters))
         return Adversary(malicious, task.train, ATTACKS[section.kind](**own))
-    check_classes(scenario.task.kind, section.kind)
     if section.kind == "label-flip":
-        _check_keys(section.kind, own, ["share"])
         rows = _rows(task, malicious, own, section.kind, seed)
         return Adversary(malicious, Poisoned(task.train, rows, LabelFlip(len(task.classes))))
-    _check_keys(section.kind, own, list(BACKDOOR_KEYS))
     rows = _rows(task, malicious, own, section.kind, seed)
     trigger = Backdoor(**{key: value for key, value in own.items() if key != "share"})
     if not 0 <= trigger.target < len(task.classes):
@@ -84,6 +79,25 @@ def make_adversary(scenario: Scenario, task: Task) -> Adversary:
     everywhere = Poisoned(task.test, torch.ones(len(task.test), dtype=torch.bool), trigger)
     train = Poisoned(task.train, rows, trigger)
     return Adversary(malicious, train, triggered=everywhere, triggered_rows=other)
+
+
+def check_attack(scenario: Scenario) -> None:
+    """Refuse what can be refused without data.
+
+    Raises:
+        ScenarioError: for a parameter that the attack does not have, a task without classes, or an
+            attack on numbers where rankings are sent.
+    """
+    kind = scenario.attack.kind
+    if kind == "none":
+        return
+    _check_space(kind, scenario.adapter.kind)
+    if kind in SHARES:
+        check_classes(scenario.task.kind, kind)
+    own = {"label-flip": ["share"], "backdoor": list(BACKDOOR_KEYS)}
+    made = {**ATTACKS, **RANK_ATTACKS}
+    allowed = own.get(kind) or list(inspect.signature(made[kind]).parameters)
+    _check_keys(kind, scenario.attack.parameters(), allowed)
 
 
 def _rows(

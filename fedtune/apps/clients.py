@@ -27,7 +27,7 @@ from fedtune.apps.rounds import (
 from fedtune.apps.store import ClientStore
 from fedtune.cohort.engine import Engine
 from fedtune.cohort.plan import ClientResult, ClientWork, full_work, plan_work
-from fedtune.errors import ClientFailure
+from fedtune.errors import ClientFailure, RunError
 from fedtune.grids.arrays import to_record, to_tensor
 from fedtune.tasks.base import Rows
 from fedtune.tasks.clients import ClientRows, hold_out
@@ -186,7 +186,7 @@ class ServerData:
         """The tensors after the server's own training from what it broadcasts.
 
         Raises:
-            ClientFailure: if that fails.
+            RunError: if that fails.
         """
         setting = self.engine.setting
         initial = setting.adapted.initial
@@ -198,7 +198,7 @@ class ServerData:
         work = plan_work(SERVER, server_round, self.rows, state, setting.local, self.seed, widths)
         result = self.engine.train([work], server_round)[SERVER]
         if isinstance(result, ClientFailure):
-            raise result
+            raise RunError(f"the server's own training failed: {result.reason}")
         return result.tensors
 
 

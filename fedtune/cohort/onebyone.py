@@ -103,10 +103,11 @@ class SequentialBackend:
     def _backward(self, work: ClientWork, step: int) -> float:
         batches = [self.setting.data.gather(self._index(rows)) for rows in work.steps[step]]
         total = sum(float(self.setting.objective.counts(b.labels).sum()) for b in batches)
-        key = torch.tensor([work.dropout_key], device=self.setting.device)
+        drops = work.dropout_key is not None
+        key = torch.tensor([work.dropout_key], device=self.setting.device) if drops else None
         loss = 0.0
         for micro, batch in enumerate(batches):
-            self.binding.dropout_keys = batch_keys(key, step, micro)
+            self.binding.dropout_keys = None if key is None else batch_keys(key, step, micro)
             logits = self._forward(batch.inputs)
             part = self.setting.objective.losses(logits, batch.labels).sum() / total
             part.backward()

@@ -28,7 +28,7 @@ class ClientWork:
         state: trained tensors it starts from (sent ones and its own).
         steps: optimiser steps, each a list of batches, each the rows of the data to take.
         epoch_ends: number of steps done at the end of each pass over its data.
-        dropout_key: key of its dropout stream.
+        dropout_key: key of its dropout stream; None: without dropout.
         examples: how many examples it holds.
         positions: padded positions (rows times the widest) of its largest batch.
         pull: what the method adds to its objective.
@@ -38,7 +38,7 @@ class ClientWork:
     state: Tensors
     steps: tuple[tuple[Rows, ...], ...]
     epoch_ends: tuple[int, ...]
-    dropout_key: int
+    dropout_key: int | None
     examples: int
     positions: int = 1
     pull: Pull | None = None
@@ -105,9 +105,9 @@ def plan_work(
 
 
 def full_work(client: int, rows: Rows, state: Tensors, batch_size: int) -> ClientWork:
-    """One step over all of a client's rows, in batches whose gradients are added up."""
+    """One step without dropout over all of a client's rows, in batches that are added up."""
     batches = tuple(rows[i : i + batch_size] for i in range(0, len(rows), batch_size))
-    return ClientWork(client, state, (batches,), (1,), key_of("full", client), len(rows))
+    return ClientWork(client, state, (batches,), (1,), None, len(rows))
 
 
 def planned_steps(examples: int, local: LocalSection) -> int:

@@ -107,7 +107,8 @@ class _Cohort:
         self.final = torch.empty_like(self.theta, requires_grad=False)
         self.optimizer = StackedOptimizer(self.setting.local, self.theta)
         self.pulls = pulls_of([work.pull for work in works], self.setting.layout, self.theta)
-        self.keys = torch.tensor([work.dropout_key for work in works], device=device)
+        keys = [work.dropout_key for work in works]
+        self.keys = None if None in keys else torch.tensor(keys, device=device)
         self.active = list(range(len(works)))
         self.losses: list[tuple[list[int], Tensor]] = []
         self.stopped: set[int] = set()
@@ -133,7 +134,8 @@ class _Cohort:
         self.optimizer.keep(rows)
         if self.pulls is not None:
             self.pulls.keep(rows)
-        self.keys = self.keys.index_select(0, rows)
+        if self.keys is not None:
+            self.keys = self.keys.index_select(0, rows)
         self.active = [self.active[i] for i in going]
 
     def step(self, step: int) -> None:
@@ -156,7 +158,7 @@ class _Cohort:
         total = torch.stack(counted).sum(0)
         loss = torch.zeros_like(total)
         for micro, (batch, valid) in enumerate(batches):
-            keys = batch_keys(self.keys, step, micro)
+            keys = None if self.keys is None else batch_keys(self.keys, step, micro)
             logits = self.backend.forward(self.theta, batch.inputs, keys)
             losses = self.setting.objective.losses(logits, batch.labels).view(valid.shape)
             mean = torch.where(valid, losses, 0.0).sum(1) / total

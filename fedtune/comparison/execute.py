@@ -92,6 +92,9 @@ class Execution:
         self.section = base.compare or CompareSection()
         self.store, self.library = CellStore(directory.path), Library()
         self.axes = expand(self.section.over)
+        for key, values in self.section.tune_at.items():
+            if unknown := [value for value in values if value not in self.axes[key]]:
+                raise ScenarioError(f"tune_at: {key} = {unknown[0]!r}: not one of its values")
         self.rows = [Row(family) for family in families(base, self.axes)]
         self.problems: dict[str, str] = {}
         self.refusals: dict[str, str | None] = {}

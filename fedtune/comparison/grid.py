@@ -10,9 +10,11 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
+from fedtune.adversaries.setup import check_attack
 from fedtune.errors import Incompatible, ScenarioError
 from fedtune.runs.build import settle_paths
 from fedtune.runs.strategies import make_strategy, strategy_names
+from fedtune.runs.traces import read_trace
 from fedtune.scenario import Scenario, load_scenario
 from fedtune.scenario.schema import AttackSection
 
@@ -94,6 +96,8 @@ def settled(base: Scenario, over: Mapping[str, Any]) -> Scenario:
     """
     scenario = settle_paths(load_scenario(base, over))
     make_strategy(scenario)
+    check_attack(scenario)
+    read_trace("faults.trace", scenario.faults.trace, scenario.clients.count)
     if scenario.attack.fraction == 0:
         scenario.attack = AttackSection(fraction=0.0)
     scenario.compare = None

@@ -43,15 +43,17 @@ class FaultGrid(GridWrapper):
     ) -> None:
         super().__init__(inner)
         self.faults, self.seed, self.lost = faults, seed, lost or {}
-        self._round = 0
+        self._round, self._training = 0, False
         self._asked: dict[int, Message] = {}
         self._late: list[Message] = []
         self._restored: dict[str, Tensor] = {}
 
     def outgoing(self, messages: list[Message]) -> list[Message]:
         """Noise on the way to each client."""
+        self._training = False
         for message in messages:
             if message.metadata.message_type == MessageType.TRAIN:
+                self._training = True
                 self._round = int(str(message.content["config"]["server-round"]))
                 client = self.directory.client(message.metadata.dst_node_id)
                 self._asked[client] = message
@@ -60,6 +62,8 @@ class FaultGrid(GridWrapper):
 
     def incoming(self, replies: list[Message]) -> list[Message]:
         """What arrives, and what was held up in the round before."""
+        if not self._training:
+            return replies
         arrived, held, self._late = [], [*self._late, *self._taken_up()], []
         for message in replies:
             if message.metadata.message_type != MessageType.TRAIN or message.has_error():

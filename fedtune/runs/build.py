@@ -27,6 +27,7 @@ from fedtune.grids.cohort_grid import CohortGrid
 from fedtune.grids.faults import FaultGrid
 from fedtune.grids.metered import MeteredGrid
 from fedtune.grids.node_grid import NodeGrid
+from fedtune.rules.trust import FLTrust
 from fedtune.runs.strategies import adapter_kind, make_strategy
 from fedtune.runs.traces import read_trace
 from fedtune.scenario.schema import Scenario
@@ -133,7 +134,7 @@ def build(
     store = MemoryStore()
     method = type(strategy).client_round
     clients = CohortClients(runner, task.clients, store, scenario.run.seed, holdout, method)
-    if len(task.server_rows):
+    if isinstance(strategy.rule, FLTrust):
         strategy.root = ServerData(runner, task.server_rows, scenario.run.seed)
     eligible, on_error = task.clients.eligible, scenario.faults.on_error
     grid = (
@@ -180,7 +181,7 @@ def _troubled(
         everything = scenario.attack.knowledge == "all"
         grid = RankAttackGrid(grid, adversary.rank_attack, adversary.malicious, everything, layout)
     if scenario.faults.any:
-        lost = read_trace("faults.trace", scenario.faults.trace)
+        lost = read_trace("faults.trace", scenario.faults.trace, scenario.clients.count)
         grid = FaultGrid(grid, scenario.faults, scenario.run.seed, lost)
     return grid
 

@@ -34,11 +34,14 @@ class Checkpoint:
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint, tensors first, then the note that makes it count; keep the last two."""
-    tensors = {
-        f"{group}:{name}": tensor.detach().cpu().contiguous()
-        for group, members in checkpoint.groups.items()
-        for name, tensor in members.items()
-    }
+    tensors: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for group, members in checkpoint.groups.items():
+        for name, tensor in members.items():
+            held = tensor.detach().cpu().contiguous()
+            place = held.untyped_storage().data_ptr()
+            tensors[f"{group}:{name}"] = held.clone() if place in places else held
+            places.add(place)
     data = save(tensors)
     stem = folder / f"round-{checkpoint.round:06d}"
     write_atomically(stem.with_suffix(".safetensors"), data)

@@ -86,6 +86,11 @@ def export(directory: RunDirectory, out: Path, form: str) -> list[Path]:
     """
     if form not in FORMATS:
         raise ScenarioError(f"--format {form!r}: allowed: {', '.join(FORMATS)}")
+    if directory.scenario.task.kind == "least-squares":
+        raise ScenarioError(
+            "export: a least-squares run has no model; its solution is in "
+            f"{directory.adapter / 'adapter_model.safetensors'}"
+        )
     local = directory.scenario.task.head == "local"
     if local and form == "merged":
         raise ScenarioError("--format 'merged': every client has a head of its own; use 'adapter'")

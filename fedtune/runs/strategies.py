@@ -7,7 +7,9 @@ import inspect
 import logging
 import pkgutil
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from fedtune.errors import Incompatible, ScenarioError
 from fedtune.participation import Participation
@@ -85,13 +87,7 @@ def make_strategy(scenario: Scenario) -> AdapterStrategy:
         logging.getLogger(logger).setLevel(logging.ERROR)
     section = scenario.strategy
     cls = find_strategy(section.name)
-    own = _own_parameters(cls)
-    for key in section.parameters():
-        if key not in own:
-            allowed = ", ".join([*SHARED, *own])
-            raise Incompatible(
-                f"strategy.{key}: unknown key for {section.name!r}; allowed: {allowed}"
-            )
+    _check_parameters(cls, section.parameters())
     participation = make_participation(scenario)
     rule, parameters = _part(section.rule)
     rule = "mean" if rule == "auto" else rule
@@ -100,6 +96,8 @@ def make_strategy(scenario: Scenario) -> AdapterStrategy:
     if cls.accepts == {"rank"}:
         _check_votes(scenario, rule)
         rule = "mean" if rule == "vote" else rule
+    if cls.sends_iterates:
+        _check_iterates(scenario)
     if cls.weighs_by_probability:
         _check_weighted_sum(scenario, rule)
     weights = scenario.clients.weights
@@ -113,6 +111,8 @@ def make_strategy(scenario: Scenario) -> AdapterStrategy:
             "strategy.rule = 'fltrust': needs data of the server's own; set task.server_examples, "
             "e.g. to 100"
         )
+    if rule == "fltrust" and scenario.task.head == "local":
+        raise Incompatible("strategy.rule = 'fltrust': the server has no head like a client's own")
     f = expected_malicious(scenario) if section.f == "auto" else section.f
     return cls(
         participation=participation,
@@ -125,6 +125,38 @@ def make_strategy(scenario: Scenario) -> AdapterStrategy:
         min_available_nodes=1,
         **section.parameters(),
     )
+
+
+def _check_parameters(cls: type[AdapterStrategy], given: dict[str, Any]) -> None:
+    """Refuse parameters that the class does not have, or of another type or range."""
+    own = _own_parameters(cls)
+    hints = get_type_hints(cls.__init__, include_extras=True)
+    for key, value in given.items():
+        if key not in own:
+            allowed = ", ".join([*SHARED, *own])
+            raise Incompatible(f"strategy.{key}: unknown key for {cls.name!r}; allowed: {allowed}")
+        try:
+            TypeAdapter(hints[key]).validate_python(value, strict=True)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise ScenarioError(
+                f"strategy.{key} = {value!r}: {reason[0].lower()}{reason[1:]}"
+            ) from None
+
+
+def _check_iterates(scenario: Scenario) -> None:
+    """Refuse what changes the points of a method's own iteration."""
+    why = f"strategy {scenario.strategy.name!r} iterates over the points that clients send; allowed"
+    changes = [
+        ("local.client_momentum", scenario.local.client_momentum, (0.0,)),
+        ("local.weight_decay", scenario.local.weight_decay, (0.0,)),
+        ("strategy.server_optimizer", _part(scenario.strategy.server_optimizer)[0], ("none",)),
+        ("clients.weights", scenario.clients.weights, ("auto", "uniform")),
+        ("task.head", scenario.task.head, ("shared", "frozen")),
+    ]
+    for key, value, allowed in changes:
+        if value not in allowed:
+            raise Incompatible(f"{key} = {value!r}: {why}: {', '.join(map(str, allowed))}")
 
 
 def _check_votes(scenario: Scenario, rule: str) -> None:
@@ -171,7 +203,8 @@ def make_participation(scenario: Scenario) -> Participation:
     """
     section = scenario.clients.participation
     groups = [(group.share, group.probability) for group in section.groups]
-    trace = read_trace("clients.participation.file", section.file)
+    count = scenario.clients.count
+    trace = read_trace("clients.participation.file", section.file, count)
     seed = scenario.run.seed
     spread, known = section.spread, section.known
     return Participation(section.kind, section.value, seed, groups, spread, trace, known)

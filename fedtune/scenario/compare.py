@@ -79,6 +79,8 @@ class CompareSection(Section):
                 if key not in self.over:
                     raise ValueError(f"{name}: {key} is not an axis of over")
         for key, values in self.tune_at.items():
+            if key not in self.worst_over:
+                raise ValueError(f"tune_at: {key} must be in worst_over, to share what is chosen")
             for value in values:
                 if self.over[key] != ["all"] and value not in self.over[key]:
                     raise ValueError(f"tune_at: {key} = {value!r} is not one of {self.over[key]}")

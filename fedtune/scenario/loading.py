@@ -18,6 +18,7 @@ from fedtune.scenario.schema import INCOMPATIBLE, Scenario
 
 Overrides = Mapping[str, Any] | Sequence[str]
 _TYPE_NAMES = {"str", "int", "float", "bool", "list", "dict"}
+_NAMED = {"strategy": "name", "attack": "kind"}
 _EXCLUSIVE = {"local.steps": "epochs", "local.epochs": "steps"}
 
 
@@ -31,6 +32,8 @@ def scenario_names() -> dict[str, str]:
 def load_scenario(source: str | Path | Scenario, overrides: Overrides = ()) -> Scenario:
     """Read a scenario and lay `--set` values over it.
 
+    Parameters of a strategy or an attack belong to it: another one does not inherit them.
+
     Args:
         source: a path, the name of a file in `simulations/`, or a scenario.
         overrides: `key=value` strings (a value is TOML, else plain text) or a mapping of dotted
@@ -43,10 +46,27 @@ def load_scenario(source: str | Path | Scenario, overrides: Overrides = ()) -> S
         raw = source.model_dump(exclude_none=True)
     else:
         raw = _read(source)
-    pairs = overrides.items() if isinstance(overrides, Mapping) else map(_parse, overrides)
+    given = overrides.items() if isinstance(overrides, Mapping) else map(_parse, overrides)
+    pairs = list(given)
+    for section, key in _NAMED.items():
+        named = [value for name, value in pairs if name == f"{section}.{key}"]
+        _forget_parameters(raw, section, key, named)
     for key, value in pairs:
         _put(raw, key, value)
     return validate(raw)
+
+
+def _forget_parameters(raw: dict[str, Any], section: str, key: str, named: list[Any]) -> None:
+    """Drop the own parameters of what a section names, if it is to name another."""
+    table = raw.get(section)
+    model = Scenario.model_fields[section].annotation
+    assert isinstance(model, type)
+    assert issubclass(model, BaseModel)
+    if not named or not isinstance(table, dict):
+        return
+    if table.get(key, model.model_fields[key].default) != named[-1]:
+        for name in [name for name in table if name not in model.model_fields]:
+            del table[name]
 
 
 def validate(raw: dict[str, Any]) -> Scenario:

@@ -125,7 +125,10 @@ def load_task(
         server_rows=own,
         notes=notes,
     )
-    return loaded if task.validation is None else _on_validation(loaded, scenario, parts)
+    clients_own = [np.setdiff1d(part, own, assume_unique=True) for part in parts]
+    return (
+        loaded if task.validation is None else _on_validation(loaded, scenario, parts, clients_own)
+    )
 
 
 def _server_rows(parts: list[Rows], count: int, seed: int) -> Rows:
@@ -138,19 +141,18 @@ def _server_rows(parts: list[Rows], count: int, seed: int) -> Rows:
     return np.sort(generator("server", seed).permutation(dealt)[:count])
 
 
-def _on_validation(task: Task, scenario: Scenario, parts: list[Rows]) -> Task:
+def _on_validation(task: Task, scenario: Scenario, parts: list[Rows], left: list[Rows]) -> Task:
     """The task without its test data: rows that each client holds out are evaluated instead.
 
     A local head is evaluated by its client, which holds rows out of those that are left here.
     """
     assert scenario.task.validation is not None
     if scenario.task.head == "local":
-        tested = held_of_all(parts, scenario.clients.held_share, scenario.run.seed)
+        tested = held_of_all(left, scenario.clients.held_share, scenario.run.seed)
         taken = np.union1d(tested, task.server_rows)
         return replace(task, clients=DealtRows(parts, without=taken))
-    held = held_of_all(parts, scenario.task.validation, scenario.run.seed)
+    held = held_of_all(left, scenario.task.validation, scenario.run.seed)
     clients = DealtRows(parts, without=np.union1d(held, task.server_rows))
-    held = np.setdiff1d(held, task.server_rows)
     return replace(task, test=task.train, test_rows=held, clients=clients, exact_match=None)
 
 

@@ -102,3 +102,21 @@ def test_a_cell_is_found_by_its_scenario_and_not_by_its_name(tmp_path):
     whole = settled(load_scenario(BASE, {"compare": {"seeds": 7}}), {"local.lr": 1e-3})
     assert whole == one
     assert isinstance(one, Scenario)
+
+
+def test_attacks_that_a_strategy_cannot_meet_are_skipped_one_by_one():
+    axes = {"strategy.name": ["frl", "fedavg"], "attack.kind": ["alie", "vem", "label-flip"]}
+    found = {
+        tuple(family.over.values()): family.scenario is not None for family in families(BASE, axes)
+    }
+    assert found == {
+        ("frl", "alie"): False, ("frl", "vem"): True, ("frl", "label-flip"): True,
+        ("fedavg", "alie"): True, ("fedavg", "vem"): False, ("fedavg", "label-flip"): True,
+    }  # fmt: skip
+
+
+def test_the_shipped_comparisons_can_be():
+    for name in ("rerce", "rerce-adapters", "byzantine"):
+        base = load_scenario(name)
+        axes = {key: values[:2] for key, values in base.compare.over.items()}
+        assert all(family.scenario is not None for family in families(base, axes))

@@ -154,3 +154,16 @@ def test_a_trace_of_lost_replies(tmp_path):
 def test_a_trace_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(ScenarioError, match=r"faults.trace = .*columns round and client"):
         run(tmp_path / "run", faults__trace=str(tmp_path / "nowhere.csv"))
+
+
+def test_late_replies_do_not_answer_evaluations(tmp_path):
+    done = run(tmp_path / "run", faults__late=0.5, task__head="local")
+    late = [line["lost"] for line in done.metrics]
+    assert [line["rejected"] for line in done.metrics] == [0, *late[:-1]]
+
+
+def test_a_trace_of_somebody_else_is_refused(tmp_path):
+    trace = tmp_path / "lost.csv"
+    trace.write_text("round,client\n1,20\n")
+    with pytest.raises(ScenarioError, match=r"names client 20; clients are 0 to 19"):
+        run(tmp_path / "run", faults__trace=str(trace))

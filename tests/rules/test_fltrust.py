@@ -84,6 +84,7 @@ def test_an_adaptive_attacker_can_look_at_it(tmp_path):
     [
         ({"task__server_examples": 0}, "set task.server_examples, e.g. to 100"),
         ({"task__server_examples": 5000}, "clients need some"),
+        ({"task__head": "local"}, "no head like a client's own"),
         ({"task__data": "builtin:synthetic"}, "gives the server none"),
     ],
 )
@@ -92,3 +93,13 @@ def test_what_it_needs(tmp_path, change, message):
     with pytest.raises(ScenarioError, match=message):
         fedtune.run("quickstart", small(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_search_with_local_heads_sees_no_row_of_the_final_test():
+    changes = small(task__server_examples=60, task__head="local")
+    final = build(load_scenario("quickstart", changes))
+    search = build(load_scenario("quickstart", {**changes, "task.validation": 0.2}))
+    tested = {int(r) for c in final.task.clients.eligible for r in final.clients.held_rows(c)}
+    seen = {int(r) for c in search.task.clients.eligible for r in search.task.clients.rows(c)}
+    assert tested
+    assert not tested & seen

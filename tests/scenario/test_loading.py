@@ -103,3 +103,14 @@ def test_the_schema_is_json_schema_of_the_contract():
         "privacy", "attack", "faults", "engine", "run", "compare",
     ]  # fmt: skip
     assert tomllib.loads(dump_scenario(Scenario()))["run"]["rounds"] == 20
+
+
+def test_another_strategy_or_attack_does_not_inherit_parameters():
+    found = load_scenario("rerce", {"strategy.name": "fedavg"})
+    assert found.strategy.parameters() == {}
+    assert load_scenario("rerce", {"strategy.name": "rerce"}).strategy.parameters() == {"rho": 0.3}
+    assert load_scenario("rerce", {"strategy.rho": 2.0}).strategy.parameters() == {"rho": 2.0}
+    given = {"strategy.name": "fedavg-unbiased", "strategy.most": 3.0}
+    assert load_scenario("rerce", given).strategy.parameters() == {"most": 3.0}
+    poisoned = load_scenario("quickstart", {"attack.kind": "alie", "attack.z": 1.0})
+    assert load_scenario(poisoned, {"attack.kind": "ipm"}).attack.parameters() == {}

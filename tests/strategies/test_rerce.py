@@ -9,13 +9,19 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
+import fedtune
 from fedtune.apps.rounds import ClientView, Train
-from fedtune.cohort.plan import ClientResult
+from fedtune.cohort.onebyone import SequentialBackend
+from fedtune.cohort.plan import ClientResult, full_work
+from fedtune.cohort.together import CohortBackend
+from fedtune.errors import ScenarioError
 from fedtune.grids.arrays import to_tensors
 from fedtune.grids.cohort_grid import CohortGrid
 from fedtune.participation import Participation
 from strategies import RERCE
 from strategies.rerce import rerce_round
+from tests.cohort import kit
+from tests.runs.kit import small
 
 N, P, ROWS, RHO = 7, 5, 6, 0.8
 LAYOUT = SimpleNamespace(
@@ -143,16 +149,17 @@ def test_continual_updates_are_those_of_clients_that_iterate_every_round():
     clients = LeastSquares()
     _, broadcasts, strategy = run(clients, 9, fraction=0.4, continual=True)
     x = np.stack([b @ h.T @ y for b, h, y in zip(clients.b, clients.h, clients.y, strict=True)])
-    held, sent = np.zeros((N, P)), np.zeros((N, P))
+    held, sent, met = np.zeros((N, P)), np.zeros((N, P)), np.zeros(N, dtype=bool)
     for number in range(1, 10):
         np.testing.assert_allclose(broadcasts[number - 1], sent.mean(0), atol=1e-12)
         taking_part = strategy.participation.draw(range(N), number)
-        held[taking_part] = broadcasts[number - 1]
+        held[taking_part], met[taking_part] = broadcasts[number - 1], True
         before = np.zeros((N, P)) if number == 1 else x.copy()
         if number > 1:
-            x = np.stack(
-                [x_k + RHO * b @ (s - x_k) for x_k, b, s in zip(x, clients.b, held, strict=True)]
-            )
+            moved = [
+                x_k + RHO * b @ (s - x_k) for x_k, b, s in zip(x, clients.b, held, strict=True)
+            ]
+            x = np.where(met[:, None], np.stack(moved), x)
         sent[taking_part] = (2 * x - before)[taking_part]
     for k in strategy.participation.draw(range(N), 9):
         np.testing.assert_allclose(clients.iterates()[k], x[k], atol=1e-12)
@@ -181,3 +188,42 @@ def test_its_state_is_taken_up_again(continual):
             arrays, _ = strategy.aggregate_train(number, grid.send_and_receive(messages))
         model = to_tensors(arrays)["x"]
         np.testing.assert_array_equal(model.numpy(), whole[number - 1])
+
+
+def test_a_round_of_nobody_is_survived_and_checkpointed(tmp_path):
+    trace = tmp_path / "lost.csv"
+    trace.write_text("round,client\n" + "".join(f"2,{client}\n" for client in range(6)))
+    changes = small(strategy__name="rerce", run__rounds=3, faults__trace=str(trace))
+    done = fedtune.run("quickstart", changes, tmp_path / "run")
+    assert [line["clients"] for line in done.metrics] == [3, 0, 3]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"local__client_momentum": 0.5}, "local.client_momentum = 0.5: .*allowed: 0.0"),
+        ({"local__weight_decay": 0.1}, "local.weight_decay = 0.1"),
+        ({"strategy__server_optimizer": "adam"}, "strategy.server_optimizer = 'adam'"),
+        ({"clients__weights": "reported"}, "allowed: auto, uniform"),
+        ({"task__head": "local"}, "task.head = 'local': .*allowed: shared, frozen"),
+        ({"strategy__rho": -1.0}, "strategy.rho = -1.0: input should be greater than 0"),
+        ({"strategy__rho": "high"}, "strategy.rho = 'high': input should be a valid number"),
+        ({"strategy__continual": "no"}, "strategy.continual = 'no': input should be a valid bool"),
+    ],
+)
+def test_what_it_does_not_go_with(tmp_path, change, message):
+    with pytest.raises(ScenarioError, match=message):
+        fedtune.run("quickstart", small(strategy__name="rerce", **change), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_clients_gradients_have_no_dropout():
+    """The linear term is that of the loss itself, the same at each look."""
+    setting = kit.setting(dropout=0.5)
+    rows = np.arange(20)
+    work = full_work(0, rows, kit.stirred(setting), 6)
+    for backend in (CohortBackend(setting), SequentialBackend(kit.setting(dropout=0.5))):
+        found = backend.gradient([work])
+        plain = kit.setting(dropout=0.0)
+        expected = SequentialBackend(plain).gradient([work])
+        assert kit.distance(found, expected) < 1e-10

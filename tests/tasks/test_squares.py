@@ -9,6 +9,7 @@ import torch
 import fedtune
 from fedtune.errors import ScenarioError
 from fedtune.runs.build import build
+from fedtune.runs.export import export
 from fedtune.scenario import load_scenario
 from fedtune.tasks.squares import SquaredError, least_squares
 
@@ -57,6 +58,7 @@ def test_without_noise_it_nears_the_solution_and_with_noise_it_drifts_away(tmp_p
     [
         ({"task.base": "builtin:vit-letters"}, "least-squares allows 'builtin:linear' only"),
         ({"task.validation": 0.2}, "evaluated on its solution only"),
+        ({"attack.kind": "label-flip"}, "needs classes"),
         ({"clients.examples": 2}, "fewer than task.features = 128"),
         ({"clients.partition": {"kind": "dirichlet", "alpha": 1.0}}, "allowed: iid"),
     ],
@@ -66,3 +68,9 @@ def test_what_it_cannot_be(tmp_path, overrides, message):
     with pytest.raises(ScenarioError, match=message):
         fedtune.run("rerce", {"clients.examples": 64, **changes}, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_its_export_says_where_the_solution_is(tmp_path):
+    done = fedtune.run("rerce", {**FEW, "run.rounds": 1}, tmp_path / "run")
+    with pytest.raises(ScenarioError, match=r"its solution is in .*adapter_model.safetensors"):
+        export(done, tmp_path / "out", "both")
