@@ -1,4 +1,4 @@
-"""RERCE-Fed: consensus ADMM without duals, made for noisy links (Lari et al., 2024)."""
+"""RERCE-Fed: consensus ADMM without duals, made for noisy links (Lari et al., arXiv 2409.13451)."""
 
 from __future__ import annotations
 

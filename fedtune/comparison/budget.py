@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fedtune.cohort.plan import planned_steps
-from fedtune.errors import ScenarioError
+from fedtune.errors import Incompatible, ScenarioError
 from fedtune.runs.build import Federation, build
 from fedtune.runs.plan import client_payload
 from fedtune.scenario import Scenario
@@ -48,6 +48,10 @@ def within(scenario: Scenario, budget: BudgetSection, amount: int, library: Libr
 
 def _costs(federation: Federation, kind: str) -> Iterator[int]:
     """The cost of round 1, 2, ...: who takes part is a pure function of the seed."""
+    if kind == "client_steps" and federation.strategy.sends_iterates:
+        raise Incompatible(
+            f"--budget client_steps: {federation.strategy.name!r} trains more than once a round"
+        )
     clients, draw = federation.task.clients.eligible, federation.strategy.participation.draw
     payload, server_round = client_payload(federation), 0
     while True:
