@@ -35,6 +35,7 @@ from fedtune.rules.base import Stateful
 from fedtune.rules.weights import policy_weights
 
 Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
 STATEFUL = ("rule", "server_optimizer")
 LOGGER = logging.getLogger("strategies")
 

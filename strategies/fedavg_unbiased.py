@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from fedtune.participation import IntervalEstimate
 from fedtune.rules import Updates
-from strategies.base import AdapterStrategy, Positive
+from strategies.base import AdapterStrategy, Count, Positive
 
 ESTIMATE = "estimate."
 
@@ -34,9 +33,7 @@ class FedAvgUnbiased(AdapterStrategy):
     auto_weights: ClassVar[str] = "uniform"
     weighs_by_probability: ClassVar[bool] = True
 
-    def __init__(
-        self, *, cutoff: Annotated[int, Field(ge=1)] = 50, most: Positive = 100.0, **common: Any
-    ) -> None:
+    def __init__(self, *, cutoff: Count = 50, most: Positive = 100.0, **common: Any) -> None:
         super().__init__(**common)
         self.most = most
         self.estimate = IntervalEstimate(cutoff)

@@ -16,9 +16,10 @@ from fedtune.cohort.plan import ClientResult
 from fedtune.cohort.pull import Pull
 from fedtune.grids.arrays import to_record, to_tensors
 from fedtune.rules import Updates
-from strategies.base import AdapterStrategy, Positive
+from strategies.base import AdapterStrategy, Count, Positive
 
 X, HELD, ROUND = "rerce/x/", "rerce/held/", "rerce/round"
+FIRST = 1 << 16  # draws of batches for the first answer
 PREVIOUS, MEMORY = "previous.", "memory."
 
 
@@ -40,8 +41,10 @@ def rerce_round(view: ClientView) -> ClientRound:
             held = {n: view.kept[HELD + n].to(start[n]) for n in names}
             made_up = [held] * (view.server_round - contact - 1)
     else:
-        result = yield Train(start, Pull(None, start, rho))
-        before, x, contact = start, result.tensors, 1
+        before, x, contact = start, start, 1
+        for again in range(int(view.config["first"])):
+            result = yield Train(x, Pull(None, start, rho), FIRST + again)
+            x = result.tensors
     fresh = [view.state] if view.server_round > contact else []
     for again, anchor in enumerate([*made_up, *fresh], 1):
         gradient: Tensors = yield Gradient(x)
@@ -69,6 +72,8 @@ class RERCE(AdapterStrategy):
         continual: from its first contact on a client iterates every round with the broadcast that
             it holds, made up for at its next contact; the server averages the last 2x⁺ - x of all
             clients, and keeps N·P numbers. One not heard of yet counts as the initial model.
+        first: how often `[local]` is run for a client's first answer, which should be near its
+            minimum: what is missing there is not made up for.
         common: as for `AdapterStrategy`; weights are uniform.
     """
 
@@ -80,16 +85,18 @@ class RERCE(AdapterStrategy):
     auto_weights: ClassVar[str] = "uniform"
     sends_iterates: ClassVar[bool] = True
 
-    def __init__(self, *, rho: Positive = 1.0, continual: bool = False, **common: Any) -> None:
+    def __init__(
+        self, *, rho: Positive = 1.0, continual: bool = False, first: Count = 1, **common: Any
+    ) -> None:
         super().__init__(**common)
-        self.rho, self.continual = rho, continual
+        self.rho, self.continual, self.first = rho, continual, first
         self._previous: dict[str, Tensor] = {}
         self._memory: dict[int, Tensor] = {}
         self._first: Tensor | None = None
 
     def client_config(self) -> dict[str, bool | float | str]:
-        """ρ, and whether clients iterate in every round."""
-        return {"rho": self.rho, "continual": self.continual}
+        """ρ, whether clients iterate in every round, and the work for their first answer."""
+        return {"rho": self.rho, "continual": self.continual, "first": self.first}
 
     def broadcast(self, arrays: ArrayRecord) -> ArrayRecord:
         """2x̄_t - x̄_{t-1}; under `continual` x̄ is that mean already."""

@@ -18,6 +18,9 @@ from fedtune.errors import ScenarioError
 from fedtune.grids.arrays import to_tensors
 from fedtune.grids.cohort_grid import CohortGrid
 from fedtune.participation import Participation
+from fedtune.runs.build import build
+from fedtune.runs.loop import one_round, start_state
+from fedtune.scenario import load_scenario
 from strategies import RERCE
 from strategies.rerce import rerce_round
 from tests.cohort import kit
@@ -227,3 +230,29 @@ def test_clients_gradients_have_no_dropout():
         plain = kit.setting(dropout=0.0)
         expected = SequentialBackend(plain).gradient([work])
         assert kit.distance(found, expected) < 1e-10
+
+
+def test_a_longer_first_answer_is_nearer_to_its_minimum():
+    """Of ½‖y - Hx‖² + (ρ/2)‖x - x⁰‖², by runs of ten gradient steps."""
+    found = []
+    for first in (1, 4, 40):
+        made = build(
+            load_scenario(
+                "rerce",
+                {"clients.count": 3, "clients.examples": 40, "task.features": 8, "local.steps": 10,
+                 "local.lr": 0.1, "local.momentum": 0.0, "strategy.first": first,
+                 "local.batch_size": 40, "faults.noise_up": 0.0, "faults.noise_down": 0.0,
+                 "clients.participation.value": 0.34},
+            )
+        )  # fmt: skip
+        state = start_state(made, None)
+        with made.serving.serving():
+            one_round(made, state, 1)
+        (client,) = made.strategy.report.used
+        rows = torch.from_numpy(made.clients.training_rows(client))
+        h, y = made.task.train.inputs["x"][rows], made.task.train.targets[rows]
+        best = torch.linalg.solve(h.T @ h / 40 + 0.3 * torch.eye(8).double(), h.T @ y / 40)
+        (x,) = state.arrays.values()
+        found.append(float((x[0] - best).norm()))
+    assert found[0] > 10 * found[1] > 10 * found[2]
+    assert found[2] < 1e-9
