@@ -6,16 +6,14 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
-from pydantic import Field
 from torch import Tensor
 
-from fedtune.apps.rounds import RoundFunction, plain_round
 from fedtune.grids.arrays import records, to_record, to_tensors
 from fedtune.grids.directory import Directory, directory_of
 from fedtune.grids.replies import RoundReport, metrics_fault, sift
@@ -32,22 +30,16 @@ from fedtune.rules import (
     make_server_optimizer,
 )
 from fedtune.rules.base import Stateful
+from fedtune.rules.flat import applied, difference
 from fedtune.rules.weights import policy_weights
+from strategies.hooks import Hooks
 
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
 STATEFUL = ("rule", "server_optimizer")
 LOGGER = logging.getLogger("strategies")
 
 
-class AdapterStrategy(FlowerFedAvg):
+class AdapterStrategy(Hooks, FlowerFedAvg):
     """FedAvg on differences, with clients drawn from (seed, round) and malformed replies set aside.
-
-    A subclass names its `adapter` kind and those it `accepts`, what fedtune's clients do in a round
-    (`client_round`), whether they keep something for the next (`clients_keep`), which weights
-    `auto` is (`auto_weights`), whether it sums updates over probabilities to take part
-    (`weighs_by_probability`), and whether clients send points of an iteration of its own instead of
-    steps (`sends_iterates`); both leave less to choose.
 
     Takes every argument of Flower's FedAvg by keyword, and:
 
@@ -62,15 +54,6 @@ class AdapterStrategy(FlowerFedAvg):
             `auto` is the strategy's own.
         max_weight: the most that counts under `capped`.
     """
-
-    name: ClassVar[str]
-    adapter: ClassVar[str]
-    accepts: ClassVar[frozenset[str]]
-    client_round: ClassVar[RoundFunction] = staticmethod(plain_round)
-    clients_keep: ClassVar[bool] = False
-    auto_weights: ClassVar[str] = "reported"
-    weighs_by_probability: ClassVar[bool] = False
-    sends_iterates: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -146,38 +129,23 @@ class AdapterStrategy(FlowerFedAvg):
 
     def _moved(self, replies: list[dict[str, Tensor]], weights: Tensor) -> dict[str, Tensor]:
         """The tensors that the rule is for, moved by what it makes of the replies."""
-        rows = torch.stack([self._difference(reply) for reply in replies])
+        rows = torch.stack([difference(reply, self._averaged) for reply in replies])
         updates = self._updates(rows, weights, self.report.used)
         update = self._aggregate(self.collect(updates)).update
         if self.server_optimizer is not None:
             update = self.server_optimizer(update, self._round)
-        return self._apply(update)
+        return applied(update, self._averaged)
 
     def _updates(self, replies: Tensor, weights: Tensor, clients: Sequence[int]) -> Updates:
         """The round as rules see it, with the update from the server's own data if it has any."""
         trusted = None
         if self.root is not None:
             if self._trusted is None or self._trusted[0] != self._round:
-                own = self._difference(self.root(self._sent, self._round))
+                own = difference(self.root(self._sent, self._round), self._averaged)
                 self._trusted = (self._round, own)
             trusted = self._trusted[1]
         seed = self.participation.seed
         return Updates(replies, weights, clients, self._round, seed, trusted=trusted)
-
-    def broadcast(self, arrays: ArrayRecord) -> ArrayRecord:
-        """What clients are sent for the global model; by default that itself."""
-        return arrays
-
-    def client_config(self) -> dict[str, bool | float | str]:
-        """What each training message says besides the round; by default nothing."""
-        return {}
-
-    def heard(self, clients: list[int]) -> None:
-        """Called once a round with the clients whose replies can be used, if there are any."""
-
-    def collect(self, updates: Updates) -> Updates:
-        """What the rule sees for a round's replies; by default these themselves."""
-        return updates
 
     def _aggregate(self, updates: Updates) -> Aggregate:
         """Pre-aggregators, then the rule; what it says goes into the report."""
@@ -227,22 +195,6 @@ class AdapterStrategy(FlowerFedAvg):
             if float(_metrics(message.content)[self.weighted_by_key]) > 0  # type: ignore[arg-type]
         ]
         return super().aggregate_evaluate(server_round, used)
-
-    def averages(self, name: str) -> bool:
-        """Whether the rule is for the tensor of that name."""
-        return True
-
-    def expects(self, name: str) -> bool:
-        """Whether replies must hold the tensor of that name, and may not otherwise."""
-        return self.averages(name)
-
-    def fault(self, tensors: dict[str, Tensor]) -> str | None:
-        """What else is wrong with a reply whose tensors can be read; by default nothing."""
-        return None
-
-    def combine(self, replies: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """New values of tensors that the rule is not for; by default none."""
-        return {}
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the strategy remembers over rounds: the state of its rule and server optimiser."""
@@ -301,22 +253,6 @@ class AdapterStrategy(FlowerFedAvg):
         for client, reason in {**found.failed, **found.rejected}.items():
             LOGGER.warning("%s: reply of client %d set aside: %s", self.name, client, reason)
         return found.good
-
-    def _difference(self, tensors: dict[str, Tensor]) -> Tensor:
-        parts = [(tensors[n].to(sent) - sent).reshape(-1) for n, sent in self._averaged.items()]
-        return torch.cat([part if part.is_floating_point() else part.float() for part in parts])
-
-    def _apply(self, update: Tensor) -> dict[str, Tensor]:
-        averaged = self._averaged
-        parts = update.split([tensor.numel() for tensor in averaged.values()])
-        return {
-            name: _cast(sent + part.view(sent.shape), sent.dtype)
-            for (name, sent), part in zip(averaged.items(), parts, strict=True)
-        }
-
-
-def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
-    return (value if dtype.is_floating_point else value.round()).to(dtype)
 
 
 def _metrics(content: RecordDict) -> MetricRecord:

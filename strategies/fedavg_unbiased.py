@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fedtune.participation import IntervalEstimate
 from fedtune.rules import Updates
-from strategies.base import AdapterStrategy, Count, Positive
+from strategies.base import AdapterStrategy
+from strategies.hooks import Count, Positive
 
 ESTIMATE = "estimate."
 

@@ -16,7 +16,8 @@ from fedtune.cohort.plan import ClientResult
 from fedtune.cohort.pull import Pull
 from fedtune.grids.arrays import to_record, to_tensors
 from fedtune.rules import Updates
-from strategies.base import AdapterStrategy, Count, Positive
+from strategies.base import AdapterStrategy
+from strategies.hooks import Count, Positive
 
 X, HELD, ROUND = "rerce/x/", "rerce/held/", "rerce/round"
 FIRST = 1 << 16  # draws of batches for the first answer

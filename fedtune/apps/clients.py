@@ -27,12 +27,11 @@ from fedtune.apps.rounds import (
 from fedtune.apps.store import ClientStore
 from fedtune.cohort.engine import Engine
 from fedtune.cohort.plan import ClientResult, ClientWork, full_work, plan_work
-from fedtune.errors import ClientFailure, RunError
+from fedtune.errors import ClientFailure
 from fedtune.grids.arrays import to_record, to_tensor
 from fedtune.tasks.base import Rows
 from fedtune.tasks.clients import ClientRows, hold_out
 
-SERVER = -1
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 Answer = Message | ClientFailure
 
@@ -166,40 +165,6 @@ class CohortClients:
 def message_round(message: Message) -> int:
     """The round that a message belongs to."""
     return int(str(message.content[CONFIG]["server-round"]))
-
-
-@dataclass(frozen=True)
-class ServerData:
-    """Rows that the server holds itself; it trains on them as a client would.
-
-    Attributes:
-        engine: trains.
-        rows: of the training data.
-        seed: of the run.
-    """
-
-    engine: Engine
-    rows: Rows
-    seed: int
-
-    def __call__(self, sent: Tensors, server_round: int) -> Tensors:
-        """The tensors after the server's own training from what it broadcasts.
-
-        Raises:
-            RunError: if that fails.
-        """
-        setting = self.engine.setting
-        initial = setting.adapted.initial
-        state = {
-            s.name: sent.get(s.name, initial[s.name]).to(setting.device, setting.master)
-            for s in setting.layout.trained
-        }
-        widths = setting.data.widths(self.rows)
-        work = plan_work(SERVER, server_round, self.rows, state, setting.local, self.seed, widths)
-        result = self.engine.train([work], server_round)[SERVER]
-        if isinstance(result, ClientFailure):
-            raise RunError(f"the server's own training failed: {result.reason}")
-        return result.tensors
 
 
 @dataclass

@@ -16,7 +16,7 @@ from fedtune.runs.build import settle_paths
 from fedtune.runs.strategies import make_strategy, strategy_names
 from fedtune.runs.traces import read_trace
 from fedtune.scenario import Scenario, load_scenario
-from fedtune.scenario.schema import AttackSection
+from fedtune.scenario.trouble import AttackSection
 
 ALL, STRATEGY = "all", "strategy.name"
 Over = dict[str, Any]

@@ -18,7 +18,7 @@ from fedtune.grids.arrays import records, to_record, to_tensors
 from fedtune.grids.compat import CLIENT_RAISED, set_message_id
 from fedtune.grids.wrapper import GridWrapper
 from fedtune.randomness import generator
-from fedtune.scenario.schema import FaultsSection
+from fedtune.scenario.trouble import FaultsSection
 
 EARLIER = "e" * 64
 CORRUPT = "corrupt in transit: the checksum does not match"

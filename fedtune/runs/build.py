@@ -17,7 +17,8 @@ from fedtune.adapters.wrap import Adapted, wrap
 from fedtune.adversaries.grid import AttackGrid
 from fedtune.adversaries.ranks import RankAttackGrid
 from fedtune.adversaries.setup import Adversary, make_adversary
-from fedtune.apps.clients import CohortClients, ServerData
+from fedtune.apps.clients import CohortClients
+from fedtune.apps.server_data import ServerData
 from fedtune.apps.store import MemoryStore
 from fedtune.cohort.backend import Setting
 from fedtune.cohort.engine import Engine, Resolved

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from strategies.base import AdapterStrategy
 
 GROUP = "fedtune.strategies"
+ABSTRACT = {"base", "hooks"}
 SHARED = ("name", "rule", "pre", "server_optimizer", "f")
 
 
@@ -29,7 +30,7 @@ def strategy_names() -> list[str]:
     found = {point.name for point in entry_points(group=GROUP)}
     package = importlib.import_module("strategies")
     modules = {m.name.replace("_", "-") for m in pkgutil.iter_modules(package.__path__)}
-    return sorted(found | (modules - {"base"}))
+    return sorted(found | (modules - ABSTRACT))
 
 
 def find_strategy(name: str) -> type[AdapterStrategy]:

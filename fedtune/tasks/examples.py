@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedtune.adapters.wrap import PretrainedBase
 from fedtune.errors import ScenarioError
-from fedtune.scenario.schema import PartitionSection
+from fedtune.scenario.clients import PartitionSection
 from fedtune.tasks.base import Objective, Rows, Table
 from fedtune.tasks.generation import ExactMatch
 from fedtune.tasks.tokens import TokenTable

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedtune.errors import ScenarioError
 from fedtune.randomness import generator
-from fedtune.scenario.schema import PartitionSection
+from fedtune.scenario.clients import PartitionSection
 from fedtune.tasks.base import Rows
 
 CLASSES = {

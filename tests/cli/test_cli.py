@@ -10,7 +10,7 @@ import pytest
 
 from fedtune import RunDirectory, __version__
 from fedtune.cli.app import main
-from fedtune.scenario.schema import AttackSection
+from fedtune.scenario.trouble import AttackSection
 from tests.runs.kit import small
 from tests.runs.test_resume import toml
 

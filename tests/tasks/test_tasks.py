@@ -10,7 +10,8 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from fedtune.errors import ScenarioError
-from fedtune.scenario.schema import PartitionSection, Scenario
+from fedtune.scenario.clients import PartitionSection
+from fedtune.scenario.schema import Scenario
 from fedtune.scenario.task import TaskSection
 from fedtune.tasks.clients import DealtRows, EvenRows, hold_out
 from fedtune.tasks.images import load_images
