@@ -56,11 +56,7 @@ class AttackGrid(GridWrapper):
 
     def incoming(self, replies: list[Message]) -> list[Message]:
         """Craft the malicious replies; errors pass as they are."""
-        answered = [
-            (self.directory.client(m.metadata.src_node_id), m)
-            for m in replies
-            if m.metadata.message_type == MessageType.TRAIN and not m.has_error()
-        ]
+        answered = self.trained(replies)
         mine = [(client, message) for client, message in answered if client in self.malicious]
         if not mine:
             return replies

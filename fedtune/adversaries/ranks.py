@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from flwr.app import ArrayRecord, Message, MessageType
+from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 from torch import Tensor
 
@@ -104,11 +104,7 @@ class RankAttackGrid(GridWrapper):
 
     def incoming(self, replies: list[Message]) -> list[Message]:
         """Craft the malicious replies; errors pass as they are."""
-        answered = [
-            (self.directory.client(m.metadata.src_node_id), m)
-            for m in replies
-            if m.metadata.message_type == MessageType.TRAIN and not m.has_error()
-        ]
+        answered = self.trained(replies)
         mine = [message for client, message in answered if client in self.malicious]
         if not mine:
             return replies

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedtune.grids.compat import Run
@@ -28,6 +28,16 @@ class GridWrapper(Grid):
     def incoming(self, replies: list[Message]) -> list[Message]:
         """Replies on their way to the strategy."""
         return replies
+
+    def trained(self, replies: Iterable[Message]) -> list[tuple[int, Message]]:
+        """The training replies of clients that are no errors, with the clients' ids."""
+        return [
+            (self.directory.client(m.metadata.src_node_id), m)
+            for m in replies
+            if m.metadata.message_type == MessageType.TRAIN
+            and not m.has_error()
+            and self.directory.knows(m.metadata.src_node_id)
+        ]
 
     @property
     def directory(self) -> Directory:
