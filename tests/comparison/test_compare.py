@@ -182,7 +182,11 @@ def test_a_defence_is_tuned_for_its_worst_case_and_an_attack_by_nobody_is_traine
     ("setting", "message"),
     [
         ({"worst_over": ["attack.kind"]}, "not an axis of over"),
-        ({"tune_at": {"strategy.name": ["fedprox"]}}, "is not one of"),
+        ({"tune_at": {"strategy.name": ["fedavg"]}}, "must be in worst_over"),
+        (
+            {"tune_at": {"strategy.name": ["fedprox"]}, "worst_over": ["strategy.name"]},
+            "is not one of",
+        ),
     ],
 )
 def test_axes_of_a_search_are_axes_of_the_comparison(tmp_path, setting, message):
