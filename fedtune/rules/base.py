@@ -135,15 +135,22 @@ def grams_of(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 def column_blocks(matrix: Tensor) -> Iterator[Tensor]:
     """Views of consecutive columns of (n, d), each so small that work on it stays in cache."""
-    n, d = matrix.shape
-    width = max(1, BLOCK_BYTES.get(matrix.device.type, OTHER_BLOCK_BYTES) // (8 * n))
-    for start in range(0, d, width):
-        yield matrix[:, start : start + width]
+    yield from matrix.split(_width(matrix), dim=1)
+
+
+def _width(matrix: Tensor) -> int:
+    return max(1, BLOCK_BYTES.get(matrix.device.type, OTHER_BLOCK_BYTES) // (8 * len(matrix)))
 
 
 def by_columns(matrix: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """A function of columns, (n, w) to (w,), over all of (n, d): the intermediates stay small."""
-    return torch.cat([function(block) for block in column_blocks(matrix)])
+    """A function of columns, (n, w) to (w,), over all of (n, d): the intermediates stay small.
+
+    Results go to one tensor at once: kept apart, they would split the memory that blocks reuse.
+    """
+    found = matrix.new_empty(matrix.shape[1])
+    for part, block in zip(found.split(_width(matrix)), column_blocks(matrix), strict=True):
+        part.copy_(function(block))
+    return found
 
 
 def distances_of(gram: Tensor) -> Tensor:
