@@ -32,7 +32,7 @@ from fedtune.rules import (
 from fedtune.rules.base import Stateful
 from fedtune.rules.flat import applied, difference
 from fedtune.rules.weights import policy_weights
-from strategies.hooks import Hooks
+from strategies.hooks import Hooks, under
 
 STATEFUL = ("rule", "server_optimizer")
 LOGGER = logging.getLogger("strategies")
@@ -149,9 +149,7 @@ class AdapterStrategy(Hooks, FlowerFedAvg):
 
     def _aggregate(self, updates: Updates) -> Aggregate:
         """Pre-aggregators, then the rule; what it says goes into the report."""
-        for pre in self.pre:
-            updates = pre(updates)
-        found = self.rule(updates)
+        found = self._through(updates, self.rule)
         if found.coefficients is not None and len(found.coefficients) == len(self.report.used):
             self.report.coefficients = found.coefficients.tolist()
         self.report.notes.update(found.notes)
@@ -161,9 +159,12 @@ class AdapterStrategy(Hooks, FlowerFedAvg):
         """What the rule would make of updates, (n, d) to (d,), with nothing remembered of it."""
         weights = torch.full((len(replies),), 1.0 / len(replies), dtype=torch.float64)
         updates = self._updates(replies, weights, range(len(replies)))
+        return self._through(updates, copy.deepcopy(self.rule)).update
+
+    def _through(self, updates: Updates, rule: Rule) -> Aggregate:
         for pre in self.pre:
             updates = pre(updates)
-        return copy.deepcopy(self.rule)(updates).update
+        return rule(updates)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -209,9 +210,7 @@ class AdapterStrategy(Hooks, FlowerFedAvg):
         """Take back what `state_dict` gave."""
         for part in STATEFUL:
             if isinstance(owner := getattr(self, part), Stateful):
-                start = f"{part}."
-                own = {n.removeprefix(start): t for n, t in state.items() if n.startswith(start)}
-                owner.load_state_dict(own)
+                owner.load_state_dict(under(f"{part}.", state))
 
     def _checked(self, arrays: dict[str, Tensor]) -> ArrayRecord | None:
         """The new global model, or None (the old one stays) if an entry left its range."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from fedtune.participation import IntervalEstimate
 from fedtune.rules import Updates
 from strategies.base import AdapterStrategy
-from strategies.hooks import Count, Positive
+from strategies.hooks import Count, Positive, under
 
 ESTIMATE = "estimate."
 
@@ -63,6 +63,4 @@ class FedAvgUnbiased(AdapterStrategy):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take back what `state_dict` gave."""
         super().load_state_dict(state)
-        self.estimate.load_state_dict(
-            {n.removeprefix(ESTIMATE): t for n, t in state.items() if n.startswith(ESTIMATE)}
-        )
+        self.estimate.load_state_dict(under(ESTIMATE, state))

@@ -64,3 +64,8 @@ class Hooks:
     def combine(self, replies: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """New values of tensors that the rule is not for; by default none."""
         return {}
+
+
+def under(start: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without that beginning."""
+    return {n.removeprefix(start): t for n, t in state.items() if n.startswith(start)}

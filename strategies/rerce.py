@@ -17,7 +17,7 @@ from fedtune.cohort.pull import Pull
 from fedtune.grids.arrays import to_record, to_tensors
 from fedtune.rules import Updates
 from strategies.base import AdapterStrategy
-from strategies.hooks import Count, Positive
+from strategies.hooks import Count, Positive, under
 
 X, HELD, ROUND = "rerce/x/", "rerce/held/", "rerce/round"
 FIRST = 1 << 16  # draws of batches for the first answer
@@ -131,8 +131,8 @@ class RERCE(AdapterStrategy):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take back what `state_dict` gave."""
         super().load_state_dict(state)
-        self._previous = _under(PREVIOUS, state)
-        self._memory = {int(client): value for client, value in _under(MEMORY, state).items()}
+        self._previous = under(PREVIOUS, state)
+        self._memory = {int(client): value for client, value in under(MEMORY, state).items()}
         self._first = self._memory.pop(-1, None)
 
     def _own_state(self) -> Iterator[tuple[str, Tensor]]:
@@ -140,7 +140,3 @@ class RERCE(AdapterStrategy):
         yield from ((f"{MEMORY}{client}", value) for client, value in self._memory.items())
         if self._first is not None:
             yield f"{MEMORY}-1", self._first
-
-
-def _under(start: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {n.removeprefix(start): t for n, t in state.items() if n.startswith(start)}

@@ -93,6 +93,11 @@ class Layout:
         """Those a client trains and keeps (a local head)."""
         return tuple(s for s in self.specs if s.trained and not s.sent)
 
+    @cached_property
+    def chooses(self) -> bool:
+        """Whether a tensor is scores, of which a matrix is made."""
+        return any(s.ternary is not None for s in self.specs)
+
     @property
     def width(self) -> int:
         """P, the length of a client's flat vector."""

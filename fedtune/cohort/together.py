@@ -78,9 +78,13 @@ class CohortBackend:
         return self.setting.objective.logits(self.model, inputs)
 
     def _bind(self, theta: Tensor, keys: Tensor | None) -> None:
-        tensors = self.setting.layout.matrices(self.setting.layout.split(theta))
-        cast = {name: tensor.to(self.setting.dtype) for name, tensor in tensors.items()}
-        self.binding.tensors = {**self.frozen, **cast}
+        layout, dtype = self.setting.layout, self.setting.dtype
+        if layout.chooses:  # by scores in full precision: rounded ones would tie
+            tensors = layout.matrices(layout.split(theta))
+            tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        else:
+            tensors = layout.split(theta.to(dtype))
+        self.binding.tensors = {**self.frozen, **tensors}
         self.binding.clients, self.binding.dropout_keys = len(theta), keys
 
     def gradient(self, works: Sequence[ClientWork], step: int = 0) -> Tensor:
