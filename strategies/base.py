@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from torch import Tensor
 
+from fedtune.apps.frame import Opening
 from fedtune.grids.arrays import records, to_record, to_tensors
 from fedtune.grids.directory import Directory, directory_of
 from fedtune.grids.replies import RoundReport, metrics_fault, sift
@@ -32,9 +33,11 @@ from fedtune.rules import (
 from fedtune.rules.base import Stateful
 from fedtune.rules.flat import applied, difference
 from fedtune.rules.weights import policy_weights
+from strategies.downlink import Downlink
 from strategies.hooks import Hooks, under
 
 STATEFUL = ("rule", "server_optimizer")
+BETWEEN, ALSO = ".lora_R.", "also"
 LOGGER = logging.getLogger("strategies")
 
 
@@ -53,6 +56,8 @@ class AdapterStrategy(Hooks, FlowerFedAvg):
         weights: `uniform`, `reported` (by `weighted_by_key`) or `capped`, heeded by the mean only;
             `auto` is the strategy's own.
         max_weight: the most that counts under `capped`.
+        clients_remember: whether clients keep the factors that they are sent, as fedtune's do; an
+            unchanged one is then left out of the messages to those that hold it.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class AdapterStrategy(Hooks, FlowerFedAvg):
         f: int = 0,
         weights: str = "auto",
         max_weight: float = 1000,
+        clients_remember: bool = False,
         **flower: Any,
     ) -> None:
         super().__init__(**flower)
@@ -85,9 +91,20 @@ class AdapterStrategy(Hooks, FlowerFedAvg):
         self._asked: dict[int, Message] = {}
         self.root: Callable[[dict[str, Tensor], int], dict[str, Tensor]] | None = None
         self._trusted: tuple[int, Tensor] | None = None
+        self.downlink = Downlink(clients_remember)
+        self.opening: Opening | None = None
+        self._model: dict[str, Tensor] = {}
         self._sent: dict[str, Tensor] = {}
         self._averaged: dict[str, Tensor] = {}
         self._expected: dict[str, Tensor] = {}
+
+    def prepare(self, arrays: ArrayRecord, grid: Grid) -> ArrayRecord:
+        """What comes before round 1: the frame of LoRA-SB, where one is to be found."""
+        if self.opening is None:
+            return arrays
+        everyone = self._wait_for_clients(grid).clients
+        self.opening.clients = self.participation.draw(everyone, 0) or list(everyone)
+        return to_record(self.opening.settle(to_tensors(arrays), grid))
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -99,15 +116,19 @@ class AdapterStrategy(Hooks, FlowerFedAvg):
         clients = self.participation.draw(self._directory.clients, server_round)
         self.report = RoundReport(sampled=clients)
         self._round = server_round
-        arrays = self.broadcast(arrays)
-        self._sent = to_tensors(arrays)
+        self._send(arrays)
         self._averaged = {n: t for n, t in self._sent.items() if self.averages(n)}
-        self._expected = {n: t for n, t in self._sent.items() if self.expects(n)}
+        self._expected = self.expected(self._sent)
         kind = MessageType.TRAIN
-        self._asked = {
-            client: self._message(client, arrays, config, server_round, kind) for client in clients
-        }
+        self._asked = {c: self._message(c, config, server_round, kind) for c in clients}
         return list(self._asked.values())
+
+    def _send(self, arrays: ArrayRecord) -> None:
+        """Settle what messages hold."""
+        self._model = to_tensors(arrays)
+        self.framed = any(BETWEEN in name for name in self._model)
+        self._sent = to_tensors(self.broadcast(arrays))
+        self.downlink.offer(self._sent, self.framed or self.keeps_sent)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -116,22 +137,37 @@ class AdapterStrategy(Hooks, FlowerFedAvg):
         good = self._sift(replies)
         self.report.used = [client for client, _ in good]
         self.heard(self.report.used)
+        self.downlink.arrived(self.report.used)
         if not good:
-            return None, None
+            return self._without_replies(), None
         contents = [content for _, content in good]
         examples = [float(_metrics(c)[self.weighted_by_key]) for c in contents]  # type: ignore[arg-type]
         self.report.examples = dict(zip(self.report.used, examples, strict=True))
         weights = policy_weights(self.weights, examples, self.max_weight)
         came = [to_tensors(records(content, ArrayRecord)[0]) for content in contents]
         moved = self._moved(came, weights) if self._averaged else {}
-        new = self._checked({**self._sent, **moved, **self.combine(came)})
-        return new, self._train_metrics(contents)
+        return self._renewed({**moved, **self.combine(came)}), self._train_metrics(contents)
+
+    def _renewed(self, changed: dict[str, Tensor]) -> ArrayRecord | None:
+        """The new global model, or None (the old one stays) if an entry left its range."""
+        model = {name: changed.get(name, tensor) for name, tensor in self._model.items()}
+        if all(bool(t.isfinite().all()) for t in model.values() if t.is_floating_point()):
+            return to_record(self.reparametrised(model))
+        self.report.notes["overflow"] = 1.0
+        LOGGER.warning("%s: the aggregate is not finite; the model stays as it was", self.name)
+        return None
+
+    def _without_replies(self) -> ArrayRecord | None:
+        update = self.alone()
+        return None if update is None else self._renewed(self._applied(update))
 
     def _moved(self, replies: list[dict[str, Tensor]], weights: Tensor) -> dict[str, Tensor]:
         """The tensors that the rule is for, moved by what it makes of the replies."""
         rows = torch.stack([difference(reply, self._averaged) for reply in replies])
         updates = self._updates(rows, weights, self.report.used)
-        update = self._aggregate(self.collect(updates)).update
+        return self._applied(self._aggregate(self.collect(updates)).update)
+
+    def _applied(self, update: Tensor) -> dict[str, Tensor]:
         if self.server_optimizer is not None:
             update = self.server_optimizer(update, self._round)
         return applied(update, self._averaged)
@@ -176,8 +212,9 @@ class AdapterStrategy(Hooks, FlowerFedAvg):
         seed = key_of("evaluate", self.participation.seed)
         share = Participation("fraction", self.fraction_evaluate, seed)
         clients = share.draw(self._directory.clients, server_round)
+        self._send(arrays)
         kind = MessageType.EVALUATE
-        return [self._message(client, arrays, config, server_round, kind) for client in clients]
+        return [self._message(client, config, server_round, kind) for client in clients]
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -204,21 +241,14 @@ class AdapterStrategy(Hooks, FlowerFedAvg):
             for part in STATEFUL
             if isinstance(owner := getattr(self, part), Stateful)
             for name, tensor in owner.state_dict().items()
-        }
+        } | self.downlink.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take back what `state_dict` gave."""
         for part in STATEFUL:
             if isinstance(owner := getattr(self, part), Stateful):
                 owner.load_state_dict(under(f"{part}.", state))
-
-    def _checked(self, arrays: dict[str, Tensor]) -> ArrayRecord | None:
-        """The new global model, or None (the old one stays) if an entry left its range."""
-        if all(bool(t.isfinite().all()) for t in arrays.values() if t.is_floating_point()):
-            return to_record(arrays)
-        self.report.notes["overflow"] = 1.0
-        LOGGER.warning("%s: the aggregate is not finite; the model stays as it was", self.name)
-        return None
+        self.downlink.load_state_dict(state)
 
     def _train_metrics(self, contents: list[RecordDict]) -> MetricRecord:
         """Means of the metrics that every reply holds."""
@@ -232,16 +262,23 @@ class AdapterStrategy(Hooks, FlowerFedAvg):
         ]
         return self.train_metrics_aggr_fn(shared, self.weighted_by_key)
 
+    def expected(self, sent: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors as a reply must hold them: names, shapes and kinds of numbers."""
+        return {name: tensor for name, tensor in sent.items() if self.expects(name)}
+
     def _wait_for_clients(self, grid: Grid) -> Directory:
         while len((directory := directory_of(grid)).clients) < self.min_available_nodes:
             time.sleep(1)
         return directory
 
-    def _message(
-        self, client: int, arrays: ArrayRecord, config: ConfigRecord, server_round: int, kind: str
-    ) -> Message:
-        own = ConfigRecord({**config, **self.client_config(), "server-round": server_round})
+    def _message(self, client: int, config: ConfigRecord, server_round: int, kind: str) -> Message:
+        arrays, versions = self.downlink.record(client)
+        more, said = self.also(client)
+        about = {**config, **self.client_config(), **versions, **said, "server-round": server_round}
+        own = ConfigRecord(about)
         content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: own})
+        if more is not None:
+            content[ALSO] = more
         return Message(content, self._directory.node(client), kind)
 
     def _sift(self, replies: Iterable[Message]) -> list[tuple[int, RecordDict]]:

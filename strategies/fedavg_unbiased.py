@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -30,7 +31,7 @@ class FedAvgUnbiased(AdapterStrategy):
 
     name: ClassVar[str] = "fedavg-unbiased"
     adapter: ClassVar[str] = "lora"
-    accepts: ClassVar[frozenset[str]] = frozenset({"lora", "ffa", "none"})
+    accepts: ClassVar[frozenset[str]] = frozenset({"lora", "ffa", "lora-sb", "none"})
     auto_weights: ClassVar[str] = "uniform"
     weighs_by_probability: ClassVar[bool] = True
 
@@ -38,20 +39,24 @@ class FedAvgUnbiased(AdapterStrategy):
         super().__init__(**common)
         self.most = most
         self.estimate = IntervalEstimate(cutoff)
-        self._inverse = torch.empty(0, dtype=torch.float64)
+        self._inverse: dict[int, float] = {}
 
     def heard(self, clients: list[int]) -> None:
         """Take 1/p_k of what was known before the round, then learn from it."""
         everyone = self._directory.clients
         source = self.participation if self.participation.known else self.estimate
-        place = {client: index for index, client in enumerate(everyone)}
-        chance = torch.from_numpy(source.probabilities(everyone))[[place[c] for c in clients]]
-        self._inverse = (1.0 / chance.clamp_min(1e-12)).clamp_max(self.most)
+        inverse = 1.0 / source.probabilities(everyone).clip(1e-12)
+        self.report.notes["capped"] = float((inverse > self.most).sum())
+        self._inverse = dict(zip(everyone, inverse.clip(max=self.most).tolist(), strict=True))
         self.estimate.saw(everyone, clients)
+
+    def inverse_of(self, clients: Sequence[int]) -> Tensor:
+        """1/p_k of clients in this round, float64."""
+        return torch.tensor([self._inverse[client] for client in clients], dtype=torch.float64)
 
     def collect(self, updates: Updates) -> Updates:
         """Rows n·(w_k/p_k)·Δ_k, of which the mean is taken."""
-        scale = self._inverse * (len(updates) / len(self._directory.clients))
+        scale = self.inverse_of(updates.clients) * (len(updates) / len(self._directory.clients))
         self.report.notes["weight"] = float(scale.mean())
         return updates.mixed(torch.diag(scale))
 

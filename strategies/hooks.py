@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar
 
 from flwr.app import ArrayRecord
 from pydantic import Field
 from torch import Tensor
 
+from fedtune.adapters.layout import TensorSpec
 from fedtune.apps.rounds import RoundFunction, plain_round
 from fedtune.rules import Updates
+from fedtune.scenario import Scenario
 
 Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+NotNegativeCount = Annotated[int, Field(ge=0)]
 
 
 class Hooks:
@@ -21,10 +26,14 @@ class Hooks:
     A subclass names its `adapter` kind and those it `accepts`, what fedtune's clients do in a round
     (`client_round`), whether they keep something for the next (`clients_keep`), which weights
     `auto` is (`auto_weights`), whether it sums updates over probabilities to take part
-    (`weighs_by_probability`), and whether clients send points of an iteration of its own instead of
-    steps (`sends_iterates`); both leave less to choose.
+    (`weighs_by_probability`), whether clients send points of an iteration of its own instead of
+    steps (`sends_iterates`), and whether what an update's numbers mean changes from round to round
+    (`changes_basis`); each leaves less to choose. `own_rule` is what rule `auto` is; `delivers` are
+    the roles of frozen tensors that the server changes and sends, `keeps_sent` whether clients keep
+    A and B as they were sent, so that an unchanged factor is not sent again.
     """
 
+    framed: bool = False
     name: ClassVar[str]
     adapter: ClassVar[str]
     accepts: ClassVar[frozenset[str]]
@@ -33,6 +42,14 @@ class Hooks:
     auto_weights: ClassVar[str] = "reported"
     weighs_by_probability: ClassVar[bool] = False
     sends_iterates: ClassVar[bool] = False
+    changes_basis: ClassVar[bool] = False
+    own_rule: ClassVar[str] = "mean"
+    delivers: ClassVar[frozenset[str]] = frozenset()
+    keeps_sent: ClassVar[bool] = False
+
+    @classmethod
+    def refuse(cls, scenario: Scenario) -> None:
+        """Raise `Incompatible` for what this method cannot go with; by default nothing."""
 
     def broadcast(self, arrays: ArrayRecord) -> ArrayRecord:
         """What clients are sent for the global model; by default that itself."""
@@ -42,6 +59,10 @@ class Hooks:
         """What each training message says besides the round; by default nothing."""
         return {}
 
+    def also(self, client: int) -> tuple[ArrayRecord | None, dict[str, Any]]:
+        """What else a client is sent, and what its message says; by default nothing."""
+        return None, {}
+
     def heard(self, clients: list[int]) -> None:
         """Called once a round with the clients whose replies can be used, if there are any."""
 
@@ -50,8 +71,8 @@ class Hooks:
         return updates
 
     def averages(self, name: str) -> bool:
-        """Whether the rule is for the tensor of that name."""
-        return True
+        """Whether the rule is for the tensor of that name; those of a fixed frame are not."""
+        return not (self.framed and is_factor(name))
 
     def expects(self, name: str) -> bool:
         """Whether replies must hold the tensor of that name, and may not otherwise."""
@@ -64,6 +85,28 @@ class Hooks:
     def combine(self, replies: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """New values of tensors that the rule is not for; by default none."""
         return {}
+
+    def alone(self) -> Tensor | None:
+        """The update of a round in which nobody replied; None: the model stays as it is."""
+        return None
+
+    def uploads(self, specs: Sequence[TensorSpec], itemsize: int, server_round: int) -> int:
+        """Payload bytes that one client sends in a round.
+
+        Args:
+            specs: of the tensors that travel both ways.
+            itemsize: bytes of a number.
+        """
+        return sum(spec.wire_bytes(itemsize) for spec in specs)
+
+    def reparametrised(self, model: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The new global model in the form in which it is sent; by default as it is."""
+        return model
+
+
+def is_factor(name: str) -> bool:
+    """Whether a tensor is a factor A or B."""
+    return ".lora_A." in name or ".lora_B." in name
 
 
 def under(start: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -80,7 +80,7 @@ class RERCE(AdapterStrategy):
 
     name: ClassVar[str] = "rerce"
     adapter: ClassVar[str] = "ffa"
-    accepts: ClassVar[frozenset[str]] = frozenset({"lora", "ffa", "none"})
+    accepts: ClassVar[frozenset[str]] = frozenset({"lora", "ffa", "lora-sb", "none"})
     client_round: ClassVar[RoundFunction] = staticmethod(rerce_round)
     clients_keep: ClassVar[bool] = True
     auto_weights: ClassVar[str] = "uniform"

@@ -6,8 +6,8 @@ those of PEFT's `adapter_model.safetensors`, so they are the wire names and the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from typing import Literal
@@ -16,12 +16,15 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from fedtune.adapters.factors import orthonormal
 from fedtune.adapters.ranked import Chosen, Ternary, bits_of, initial_scores
 from fedtune.randomness import key_of, uniform
 
 SPREAD = 0.03
+BASE = ".base.weight"
 CHOSEN = ".parametrizations.weight.original"
-Role = Literal["A", "B", "head", "saved"]
+INNER, OUTER = ".lora_B.default.inner", ".lora_B.default.outer"
+Role = Literal["A", "B", "R", "W", "head", "saved"]
 HeadPolicy = Literal["shared", "frozen", "local"]
 Tensors = dict[str, Tensor]
 
@@ -29,6 +32,7 @@ TRAINED_ROLES: dict[str, frozenset[Role]] = {
     "lora": frozenset({"A", "B", "saved"}),
     "ffa": frozenset({"B", "saved"}),
     "rank": frozenset({"B", "saved"}),
+    "lora-sb": frozenset({"R", "saved"}),
     "none": frozenset(),
 }
 
@@ -39,11 +43,13 @@ class TensorSpec:
 
     Attributes:
         name: as in `adapter_model.safetensors`.
-        parameter: the live parameter's name in the PEFT model.
+        parameter: the live parameter's name in the PEFT model; empty for role `W`.
         shape: of one client's tensor.
-        role: `A`, `B`, `head`, or `saved` for other modules trained whole (`modules_to_save`).
+        role: `A`, `B`, `R` between them, `W` for what the server adds to the base's own weight,
+            `head`, or `saved` for other modules trained whole (`modules_to_save`).
         trained: changed by local training (else frozen and shared by all clients).
-        sent: travels between server and clients.
+        sent: travels between server and clients, both ways.
+        delivered: frozen, and comes from the server.
         ternary: how the tensor, scores of edges, makes the matrix; None: it is the matrix.
     """
 
@@ -53,6 +59,7 @@ class TensorSpec:
     role: Role
     trained: bool
     sent: bool
+    delivered: bool = False
     ternary: Ternary | None = None
 
     @property
@@ -89,6 +96,11 @@ class Layout:
         return tuple(s for s in self.specs if s.sent)
 
     @cached_property
+    def received(self) -> tuple[TensorSpec, ...]:
+        """Those that the server sends: `sent`, and frozen ones that it delivers."""
+        return tuple(s for s in self.specs if s.sent or s.delivered)
+
+    @cached_property
     def kept(self) -> tuple[TensorSpec, ...]:
         """Those a client trains and keeps (a local head)."""
         return tuple(s for s in self.specs if s.trained and not s.sent)
@@ -97,6 +109,16 @@ class Layout:
     def chooses(self) -> bool:
         """Whether a tensor is scores, of which a matrix is made."""
         return any(s.ternary is not None for s in self.specs)
+
+    def training(self, only: Collection[str] | None) -> Layout:
+        """The layout in which, of what can be trained, only the tensors of these names are."""
+        if only is None:
+            return self
+        return Layout(tuple(replace(s, trained=s.trained and s.name in only) for s in self.specs))
+
+    def constants(self, state: Mapping[str, Tensor]) -> Tensors:
+        """What a state holds of the tensors that are not trained."""
+        return {s.name: state[s.name] for s in self.frozen if s.name in state}
 
     @property
     def width(self) -> int:
@@ -107,6 +129,15 @@ class Layout:
         """The tensors as the model's layers take them: scores made into their matrices."""
         made = {s.name: s.ternary.matrix(tensors[s.name]) for s in self.specs if s.ternary}
         return {**tensors, **made}
+
+    def folded(self, tensors: Mapping[str, Tensor]) -> Tensors:
+        """The tensors as a plain LoRA adapter: matrices, and every B·R in the place of B."""
+        plain = self.matrices(tensors)
+        for spec in self.specs:
+            if spec.role == "R":
+                outer = spec.name.replace(".lora_R.", ".lora_B.")
+                plain[outer] = plain[outer] @ plain.pop(spec.name).to(plain[outer])
+        return plain
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The trained tensors as one vector, (P,)."""
@@ -124,19 +155,26 @@ class Layout:
         }
 
 
-def read_layout(model: PeftModel, kind: str, head: HeadPolicy, heads: Sequence[str]) -> Layout:
+def read_layout(
+    model: PeftModel,
+    kind: str,
+    head: HeadPolicy,
+    heads: Sequence[str],
+    delivers: Collection[str] = (),
+) -> Layout:
     """The layout of a freshly wrapped PEFT model whose adapter is called `default`.
 
     Args:
         kind: of the adapter.
         head: what happens to the head.
         heads: names of the modules that make the head.
+        delivers: roles of the frozen tensors that the server sends.
     """
     specs = []
     for name, parameter in model.named_parameters():
         if ".default" not in name:
             continue
-        role = _role(name, heads)
+        role = _role(_wire_name(name), heads)
         trained = role in TRAINED_ROLES[kind] or (role == "head" and head != "frozen")
         specs.append(
             TensorSpec(
@@ -146,15 +184,27 @@ def read_layout(model: PeftModel, kind: str, head: HeadPolicy, heads: Sequence[s
                 role=role,
                 trained=trained,
                 sent=trained and not (role == "head" and head == "local"),
+                delivered=not trained and role in delivers,
                 ternary=_ternary(model, name),
             )
         )
-    return Layout(tuple(specs))
+    return Layout((*specs, *(_moved(specs) if "W" in delivers else ())))
+
+
+def _moved(specs: Sequence[TensorSpec]) -> Iterator[TensorSpec]:
+    """The changes of the base's own weights."""
+    shapes = {spec.name: spec.shape for spec in specs}
+    for spec in specs:
+        if spec.role == "A":
+            layer = spec.name.removesuffix(".lora_A.weight")
+            shape = (shapes[f"{layer}.lora_B.weight"][0], spec.shape[1])
+            yield TensorSpec(layer + BASE, "", shape, "W", False, False, True)
 
 
 def _wire_name(parameter: str) -> str:
     """The name in `adapter_model.safetensors`."""
     parameter = parameter.replace(CHOSEN, ".weight")
+    parameter = parameter.replace(INNER, ".lora_R").replace(OUTER, ".lora_B")
     return parameter.replace(".modules_to_save.default", "").replace(".default", "")
 
 
@@ -173,6 +223,8 @@ def _role(name: str, heads: Sequence[str]) -> Role:
         return "A"
     if ".lora_B." in name:
         return "B"
+    if ".lora_R." in name:
+        return "R"
     inner = name.removeprefix("base_model.model.")
     return "head" if inner.startswith(tuple(f"{head}." for head in heads)) else "saved"
 
@@ -183,9 +235,10 @@ def initial_tensors(
     """The adapter before round 1, float32 on the CPU: a pure function of seed and names.
 
     A is Kaiming-uniform (a = √5), so U(±1/√d_in), and B is 0, as PEFT initialises them; each A has
-    a stream of its own. Scores lie evenly in ±`SPREAD`, two neighbours an entry of B (only their
-    ratio to the learning rate matters). Tensors that the checkpoint holds are kept; new matrices
-    are uniform with standard deviation `head_std`, new normalisation weights are 1, new biases 0.
+    a stream of its own. Around an R, which is 0, A and B are orthonormal. Scores lie evenly in
+    ±`SPREAD`, two neighbours an entry of B (only their ratio to the learning rate matters). Tensors
+    that the checkpoint holds are kept; new matrices are uniform with standard deviation
+    `head_std`, new normalisation weights are 1, new biases 0.
 
     Args:
         layout: the adapter's tensors.
@@ -193,10 +246,13 @@ def initial_tensors(
         known: tensors of saved modules that the checkpoint holds, by spec name.
         head_std: standard deviation of new head matrices.
     """
-    return {s.name: _initial(s, seed, known, head_std) for s in layout.specs}
+    framed = any(s.role == "R" for s in layout.specs)
+    return {s.name: _initial(s, seed, known, head_std, framed) for s in layout.specs}
 
 
-def _initial(spec: TensorSpec, seed: int, known: Mapping[str, Tensor], head_std: float) -> Tensor:
+def _initial(
+    spec: TensorSpec, seed: int, known: Mapping[str, Tensor], head_std: float, framed: bool
+) -> Tensor:
     if spec.name in known:
         kept: Tensor = known[spec.name].detach().float().cpu().clone()
         return kept
@@ -205,7 +261,9 @@ def _initial(spec: TensorSpec, seed: int, known: Mapping[str, Tensor], head_std:
         return initial_scores(draws, SPREAD)
     if len(spec.shape) < 2 and spec.name.endswith(".weight"):
         return torch.ones(spec.shape)
-    if spec.role == "B" or len(spec.shape) < 2:
+    if framed and spec.role in ("A", "B"):
+        return orthonormal(2.0 * uniform(key_of("init", seed, spec.name), spec.shape) - 1.0)
+    if spec.role in ("B", "R", "W") or len(spec.shape) < 2:
         return torch.zeros(spec.shape)
     bound: float = spec.shape[1] ** -0.5 if spec.role == "A" else head_std * 3.0**0.5
     return (2.0 * uniform(key_of("init", seed, spec.name), spec.shape) - 1.0) * bound
@@ -216,5 +274,5 @@ def load_tensors(
 ) -> None:
     """Copy tensors into a PEFT model's live parameters."""
     with torch.no_grad():
-        for spec in specs:
+        for spec in (spec for spec in specs if spec.parameter):
             model.get_parameter(spec.parameter).copy_(tensors[spec.name])

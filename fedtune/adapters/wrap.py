@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from peft.tuners.lora import LoraLayer
 from torch.nn.utils.parametrize import register_parametrization
 from transformers import PreTrainedModel
 
+from fedtune.adapters.between import put_between
 from fedtune.adapters.config import lora_config, refused
 from fedtune.adapters.layout import (
     HeadPolicy,
@@ -70,6 +71,7 @@ def wrap(
     seed: int,
     device: torch.device,
     dtype: torch.dtype,
+    delivers: Collection[str] = (),
 ) -> Adapted:
     """Put the adapter on the base model.
 
@@ -78,10 +80,13 @@ def wrap(
 
     Args:
         dtype: precision of the frozen base; adapters are float32, or float64 with a float64 base.
+        delivers: roles of the frozen tensors that the server sends.
 
     Raises:
         ScenarioError: if the targets match nothing or something that is not a linear layer.
     """
+    if kind == "lora-sb":
+        section = _unscaled(section)
     whole = [*base.head, *(section.modules_to_save or [])]
     names = {n: p.detach().clone() for n, p in base.model.named_parameters() if inside(n, whole)}
     base.model.to(device=device, dtype=dtype).requires_grad_(False)
@@ -99,11 +104,13 @@ def wrap(
     _check_lists(layers, section)
     if kind == "rank":
         _choose_edges(model, section)
-    layout = read_layout(model, kind, head, base.head)
+    if kind == "lora-sb":
+        _put_between(model, section)
+    layout = read_layout(model, kind, head, base.head, delivers)
     known = {f"base_model.model.{n}": t for n, t in names.items() if n not in base.fresh}
     std = float(getattr(base.model.config, "initializer_range", 0.02))
     initial = initial_tensors(layout, seed, known, std)
-    for spec in layout.specs:
+    for spec in (spec for spec in layout.specs if spec.parameter):
         parameter = model.get_parameter(spec.parameter)
         if spec.trained or spec.role != "head":
             parameter.data = parameter.data.to(master_dtype(dtype))
@@ -120,6 +127,30 @@ def _choose_edges(model: PeftModel, section: AdapterSection) -> None:
             keep = edges_kept(factor.weight.numel(), section.keep)
             chosen = Chosen(Ternary(keep, section.constant))
             register_parametrization(factor, "weight", chosen, unsafe=True)
+
+
+def _unscaled(section: AdapterSection) -> AdapterSection:
+    """The section with s = 1 in every layer."""
+    for key in ("use_rslora", "alpha_pattern"):
+        if value := getattr(section, key):
+            raise ScenarioError(f"adapter.{key} = {value!r}: with kind 'lora-sb', s = 1 everywhere")
+    patterns = {name: float(rank) for name, rank in (section.rank_pattern or {}).items()} or None
+    return section.model_copy(update={"alpha": float(section.rank), "alpha_pattern": patterns})
+
+
+def _put_between(model: PeftModel, section: AdapterSection) -> None:
+    """Give every adapted layer an R."""
+    for name, module in model.named_modules():
+        if not isinstance(module, LoraLinear):
+            continue
+        most = min(module.in_features, module.out_features)
+        if module.r["default"] > most:
+            shown = name.removeprefix("base_model.model.")
+            raise ScenarioError(
+                f"adapter.rank = {module.r['default']}: {shown} has {most} orthonormal directions, "
+                "which is the most that kind 'lora-sb' can have"
+            )
+        put_between(module)
 
 
 def master_dtype(dtype: torch.dtype) -> torch.dtype:

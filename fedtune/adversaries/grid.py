@@ -46,12 +46,15 @@ class AttackGrid(GridWrapper):
         self._round = 0
 
     def outgoing(self, messages: list[Message]) -> list[Message]:
-        """See what is broadcast."""
+        """See what is broadcast; what is left out of it is as it was."""
+        seen: set[int] = set()
         for message in messages:
             if message.metadata.message_type == MessageType.TRAIN:
-                self._sent = to_tensors(records(message.content, ArrayRecord)[0])
                 self._round = int(str(message.content["config"]["server-round"]))
-                break
+                record = records(message.content, ArrayRecord)[0]
+                if id(record) not in seen:
+                    seen.add(id(record))
+                    self._sent.update(to_tensors(record))
         return messages
 
     def incoming(self, replies: list[Message]) -> list[Message]:

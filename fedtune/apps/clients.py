@@ -14,6 +14,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from torch import Tensor
 
 from fedtune.adapters.layout import Tensors
+from fedtune.apps.held import base_of, with_held
+from fedtune.apps.opening import OPENING, opening_answer
 from fedtune.apps.rounds import (
     ClientRound,
     ClientView,
@@ -28,7 +30,7 @@ from fedtune.apps.store import ClientStore
 from fedtune.cohort.engine import Engine
 from fedtune.cohort.plan import ClientResult, ClientWork, full_work, plan_work
 from fedtune.errors import ClientFailure
-from fedtune.grids.arrays import to_record, to_tensor
+from fedtune.grids.arrays import records, to_record, to_tensor, to_tensors
 from fedtune.tasks.base import Rows
 from fedtune.tasks.clients import ClientRows, hold_out
 
@@ -63,13 +65,17 @@ class CohortClients:
         rounds: list[_Round] = []
         for index, (client, message) in enumerate(messages):
             try:
+                if message.metadata.message_type == OPENING:
+                    answers[index] = self._open(client, message)
+                    continue
                 view = states.view(client, message)
                 if message.metadata.message_type == MessageType.TRAIN:
                     rounds.append(_Round(index, message, view, self.method(view)))
                 else:
                     answers[index] = self._evaluate(client, message, view.state)
             except Exception as error:
-                stage = "evaluate" if message.metadata.message_type != "train" else "data"
+                kind = message.metadata.message_type.partition(".")[0]
+                stage = "data" if kind == MessageType.TRAIN else "evaluate"
                 answers[index] = ClientFailure(client, stage, error)
         self._go_through(rounds)
         answers.update({one.index: self._answer(one) for one in rounds})
@@ -101,7 +107,16 @@ class CohortClients:
             return full_work(client, rows, job.state, local.batch_size)
         widths = self.engine.setting.data.widths(rows)
         return plan_work(
-            client, server_round, rows, job.state, local, self.seed, widths, job.pull, job.again
+            client,
+            server_round,
+            rows,
+            job.state,
+            local,
+            self.seed,
+            widths,
+            job.pull,
+            job.again,
+            job.only,
         )
 
     def _go_through(self, rounds: list[_Round]) -> None:
@@ -155,6 +170,17 @@ class CohortClients:
         content = RecordDict({ARRAYS: to_record(sent), METRICS: metrics})
         return Message(content, reply_to=message)
 
+    def _open(self, client: int, message: Message) -> Message:
+        record, config = message.content[ARRAYS], message.content[CONFIG]
+        assert isinstance(record, ArrayRecord)
+        assert isinstance(config, ConfigRecord)
+        rows = self.training_rows(client)
+        found, count = opening_answer(self.engine, client, rows, config, to_tensors(record))
+        content = RecordDict(
+            {ARRAYS: to_record(found), METRICS: MetricRecord({"num-examples": count})}
+        )
+        return Message(content, reply_to=message)
+
     def _evaluate(self, client: int, message: Message, state: Tensors) -> Message:
         rows = self.held_rows(client)
         found = self.engine.evaluate(state, self.engine.setting.data, rows) if len(rows) else {}
@@ -205,7 +231,8 @@ class _States:
     def __init__(self, clients: CohortClients) -> None:
         self.clients = clients
         self.setting = clients.engine.setting
-        self._shared: dict[int, Tensors] = {}
+        self.initial = self.setting.adapted.initial
+        self._shared: dict[tuple[int, ...], tuple[Tensors, Tensors]] = {}
 
     def view(self, client: int, message: Message) -> ClientView:
         """What a client knows: the tensors it is sent, and those it kept."""
@@ -214,24 +241,33 @@ class _States:
             raise TypeError(f"message holds no ArrayRecord called {ARRAYS!r}")
         if not isinstance(config, ConfigRecord):
             raise TypeError(f"message holds no ConfigRecord called {CONFIG!r}")
-        if id(record) not in self._shared:
-            self._shared[id(record)] = self._received(record)
-        layout, initial = self.setting.layout, self.setting.adapted.initial
+        more = [one for one in records(message.content, ArrayRecord) if one is not record]
+        key = (id(record), *map(id, more))
+        if key not in self._shared:
+            self._shared[key] = self._received([record, *more], config)
+        shared, extra = self._shared[key]
+        layout, initial = self.setting.layout, self.initial
         own = dict(self.clients.store.get(client) or {})
         heads = {s.name: self._place(own.pop(s.name, initial[s.name])) for s in layout.kept}
-        state = {**self._shared[id(record)], **heads}
-        number = message_round(message)
-        return ClientView(client, number, state, own, config, layout, initial)
+        number, local = message_round(message), self.setting.local
+        state = {**shared, **heads}
+        return ClientView(client, number, state, extra, own, config, layout, initial, local)
 
-    def _received(self, record: ArrayRecord) -> Tensors:
-        tensors = {}
-        for spec in self.setting.layout.sent:
-            if spec.name not in record:
-                raise KeyError(f"message misses {spec.name}")
-            tensor = to_tensor(record[spec.name])
-            wide = tensor.is_floating_point()
-            tensors[spec.name] = self._place(tensor) if wide else tensor.to(self.setting.device)
-        return tensors
+    def _received(
+        self, came: Sequence[ArrayRecord], config: ConfigRecord
+    ) -> tuple[Tensors, Tensors]:
+        """The adapter's tensors, those of them that the client holds already too; and the rest."""
+        sent = {n: self._place(to_tensor(array)) for record in came for n, array in record.items()}
+        whole = with_held(self.clients.store, sent, config)
+        received = self.setting.layout.received
+        zeros = {s.name: self._place(self.initial[s.name]) for s in received if s.role == "W"}
+        if zeros:
+            whole.update(base_of(self.clients.store, sent, config, zeros))
+        if missing := [spec.name for spec in received if spec.name not in whole]:
+            raise KeyError(f"message misses {missing[0]}")
+        state = {spec.name: whole[spec.name] for spec in received}
+        return state, {name: tensor for name, tensor in sent.items() if name not in state}
 
     def _place(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.setting.device, self.setting.master)
+        wide = tensor.is_floating_point()
+        return tensor.to(self.setting.device, self.setting.master if wide else tensor.dtype)

@@ -13,6 +13,7 @@ from typing import Any
 from fedtune.adapters.layout import Layout, Tensors
 from fedtune.cohort.plan import ClientResult
 from fedtune.cohort.pull import Pull
+from fedtune.scenario.schema import LocalSection
 
 MOMENTUM = "momentum/"
 
@@ -22,14 +23,16 @@ class Train:
     """Local training by the scenario's `[local]`; its result is a `ClientResult`.
 
     Attributes:
-        state: all trained tensors, as they are before.
+        state: all trained tensors, and those that the server delivers, as they are before.
         pull: what the method adds to the objective.
         again: the how many-th of this round it is, from 0; each has batches of its own.
+        only: names of the tensors that are trained; None: all that can be.
     """
 
     state: Tensors
     pull: Pull | None = None
     again: int = 0
+    only: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,20 +53,24 @@ class ClientView:
     Attributes:
         client: its logical id.
         server_round: number of the round.
-        state: all trained tensors: those it was sent, and those it kept of its own head.
+        state: the adapter's tensors that it was sent, and those it kept of its own head.
+        extra: what else it was sent.
         kept: what else it keeps over rounds; what it puts here it finds again.
         config: of the message.
         layout: the adapter's tensors.
         initial: what they were before round 1.
+        local: the scenario's `[local]`.
     """
 
     client: int
     server_round: int
     state: Tensors
+    extra: Tensors
     kept: Tensors
     config: Mapping[str, Any]
     layout: Layout
     initial: Tensors
+    local: LocalSection
 
 
 @dataclass(frozen=True)
@@ -95,9 +102,9 @@ def with_momentum(view: ClientView, sent: Tensors, beta: float) -> Tensors:
     Client momentum as Byzantine-robust protocols have it (Karimireddy et al., 2021; ByzFL); m
     begins at 0.
     """
-    moved = {}
+    moved = dict(sent)
     for name, tensor in sent.items():
-        start = view.state[name]
+        start = view.state[name] if name in view.state else view.extra[name]
         before = view.kept.get(MOMENTUM + name)
         fresh = (1.0 - beta) * (tensor - start)
         momentum = fresh if before is None else beta * before.to(fresh) + fresh

@@ -37,7 +37,8 @@ class ServerData:
         initial = setting.adapted.initial
         state = {
             s.name: sent.get(s.name, initial[s.name]).to(setting.device, setting.master)
-            for s in setting.layout.trained
+            for s in setting.layout.specs
+            if s.trained or s.delivered
         }
         widths = setting.data.widths(self.rows)
         work = plan_work(SERVER, server_round, self.rows, state, setting.local, self.seed, widths)

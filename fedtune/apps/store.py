@@ -1,4 +1,4 @@
-"""What a client keeps between messages (a local head)."""
+"""What a client keeps between messages: its own head, its method's state, tensors it was sent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fedtune.files import write_atomically
 
-KEPT = "kept"
+KEPT, SENT = "kept", "sent"
+MOST_VERSIONS = 4
 Kept = dict[str, Tensor]
 
 
@@ -25,12 +26,21 @@ class ClientStore(Protocol):
         """Replace what a client keeps."""
         ...
 
+    def recall(self, group: str, digest: str) -> Kept | None:
+        """Tensors of a group as the server sent them, or None if not in that version."""
+        ...
+
+    def remember(self, group: str, digest: str, tensors: Kept) -> None:
+        """Keep tensors of a group that the server sent."""
+        ...
+
 
 class MemoryStore:
-    """All clients' state in this process."""
+    """All clients' state in this process; what the server sent to many is held once."""
 
     def __init__(self) -> None:
         self.kept: dict[int, Kept] = {}
+        self.sent: dict[str, tuple[str, Kept]] = {}
 
     def get(self, client: int) -> Kept | None:
         """What a client kept, or None before its first round."""
@@ -40,16 +50,32 @@ class MemoryStore:
         """Replace what a client keeps."""
         self.kept[client] = kept
 
+    def recall(self, group: str, digest: str) -> Kept | None:
+        """Tensors of a group as the server sent them, or None if not in that version."""
+        version, tensors = self.sent.get(group, ("", {}))
+        return tensors if version == digest else None
+
+    def remember(self, group: str, digest: str, tensors: Kept) -> None:
+        """Keep tensors of a group that the server sent."""
+        self.sent[group] = (digest, tensors)
+
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything, as `client/name` keys."""
-        return {f"{c}/{n}": t for c, kept in self.kept.items() for n, t in kept.items()}
+        """Everything, as `client/name` and `sent/group/version/name` keys."""
+        own = {f"{c}/{n}": t for c, kept in self.kept.items() for n, t in kept.items()}
+        for group, (digest, tensors) in self.sent.items():
+            own.update({f"{SENT}/{group}/{digest}/{n}": t for n, t in tensors.items()})
+        return own
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take back what `state_dict` gave."""
-        self.kept = {}
+        self.kept, self.sent = {}, {}
         for key, tensor in state.items():
-            client, name = key.split("/", 1)
-            self.kept.setdefault(int(client), {})[name] = tensor
+            owner, name = key.split("/", 1)
+            if owner == SENT:
+                group, digest, name = name.split("/", 2)
+                self.sent.setdefault(group, (digest, {}))[1][name] = tensor
+            else:
+                self.kept.setdefault(int(owner), {})[name] = tensor
 
 
 class FileStore:
@@ -80,6 +106,22 @@ class FileStore:
         spent = [r for r in sorted(self._files(client)) if r < self.before - self.rounds][:-1]
         for old in spent:
             (self.folder / str(client) / f"{old}.safetensors").unlink(missing_ok=True)
+
+    def recall(self, group: str, digest: str) -> Kept | None:
+        """Tensors of a group as the server sent them, or None if not in that version."""
+        file = self.folder / SENT / f"{group}-{digest}.safetensors"
+        return load(file.read_bytes()) if file.exists() else None
+
+    def remember(self, group: str, digest: str, tensors: Kept) -> None:
+        """Keep tensors of a group that the server sent, and a few versions before."""
+        folder, name = self.folder / SENT, f"{group}-{digest}.safetensors"
+        if (folder / name).exists():
+            return
+        data = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        write_atomically(folder / name, save(data))
+        versions = sorted(folder.glob(f"{group}-*.safetensors"), key=lambda f: f.stat().st_mtime)
+        for old in versions[:-MOST_VERSIONS]:
+            old.unlink(missing_ok=True)
 
     def latest(self) -> dict[int, Kept]:
         """What all clients kept."""

@@ -13,6 +13,7 @@ ADAPTERS = {
     "auto": "the strategy's own kind",
     "lora": "A and B are trained (Hu et al., 2022)",
     "ffa": "A is frozen and shared, B is trained (FFA-LoRA; Sun et al., 2024)",
+    "lora-sb": "A and B are frozen and orthonormal, R between them is trained (LoRA-SB, 2024)",
     "rank": "A is frozen, B is chosen among fixed edges by votes (federated rank learning)",
     "none": "no adapter: only the head is trained, for comparison",
 }

@@ -25,6 +25,16 @@ def describe(found: Plan) -> list[tuple[str, str]]:
             "the run",
             f"{_size(found.run_bytes_down)} down, {_size(found.run_bytes_up)} up, framing aside",
         ),
+        *(
+            [
+                (
+                    "before round 1",
+                    f"{_size(found.opening_bytes_down)} down, {_size(found.opening_bytes_up)} up",
+                )
+            ]
+            if found.opening_bytes_up
+            else []
+        ),
         (
             "memory",
             f"{_size(found.memory_base_bytes)} loaded, {_size(found.memory_peak_bytes)} at the "

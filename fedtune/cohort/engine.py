@@ -92,7 +92,7 @@ class Engine:
         self, works: Sequence[ClientWork], server_round: int
     ) -> dict[int, Tensors | ClientFailure]:
         """The gradient of each client's first step where it starts, by its id."""
-        layout = self.setting.layout
+        layout = self.setting.layout.training(works[0].only) if works else self.setting.layout
         return self._in_cohorts(
             works,
             server_round,
@@ -162,9 +162,19 @@ class Engine:
         self, works: Sequence[ClientWork], server_round: int, work_on: WorkOn[Result]
     ) -> dict[int, Result | ClientFailure]:
         done: dict[int, Result | ClientFailure] = {}
-        for cohort in cohorts(works, self.resolved.size(server_round)):
-            done.update(self._cohort(cohort, work_on))
+        for alike in self._alike(works):
+            for cohort in cohorts(alike, self.resolved.size(server_round)):
+                done.update(self._cohort(cohort, work_on))
         return done
+
+    def _alike(self, works: Sequence[ClientWork]) -> list[list[ClientWork]]:
+        """Clients apart whose frozen tensors are not the same ones (noise on the way to each)."""
+        groups: dict[tuple[int, ...], list[ClientWork]] = {}
+        for work in works:
+            constants = self.setting.layout.training(work.only).constants(work.state)
+            places = tuple(tensor.data_ptr() for tensor in constants.values())
+            groups.setdefault(places, []).append(work)
+        return list(groups.values())
 
     def _cohort(
         self, cohort: list[ClientWork], work_on: WorkOn[Result]

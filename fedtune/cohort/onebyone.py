@@ -12,8 +12,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from fedtune.adapters.layout import Tensors, load_tensors
+from fedtune.adapters.layout import Layout, Tensors, load_tensors
 from fedtune.cohort.backend import Setting
+from fedtune.cohort.base_shift import BaseShift
 from fedtune.cohort.plan import ClientResult, ClientWork, out_of_patience, step_rates
 from fedtune.cohort.pull import Pulls, pulls_of
 from fedtune.cohort.stacked import Binding, CohortDropout, batch_keys, holds_trained
@@ -31,8 +32,8 @@ class SequentialBackend:
         self.model = setting.adapted.model
         self.binding = Binding()
         key_dropout(self.model, self.binding, {spec.name for spec in setting.layout.trained})
-        self.parameters = [self.model.get_parameter(s.parameter) for s in setting.layout.trained]
         load_tensors(self.model, setting.layout.frozen, setting.adapted.initial)
+        self.shift = BaseShift(self.model, setting.layout)
 
     def train(self, works: Sequence[ClientWork], server_round: int) -> list[ClientResult]:
         """Train clients in turn."""
@@ -45,8 +46,8 @@ class SequentialBackend:
 
     @contextmanager
     def holding(self, state: Tensors) -> Iterator[nn.Module]:
-        """The model with the given trained tensors in place, without dropout."""
-        load_tensors(self.model, self.setting.layout.trained, state)
+        """The model with the given tensors in place, without dropout."""
+        self._load(state)
         self.binding.dropout_keys = None
         with self._precision():
             yield self.model
@@ -55,29 +56,39 @@ class SequentialBackend:
         """The gradient of each client's loss at a step from its start, (K, P)."""
         return torch.stack([self._gradient(work, step) for work in works])
 
+    def _load(self, state: Tensors) -> None:
+        self.shift.put(state)
+        specs = self.setting.layout.specs
+        load_tensors(self.model, [s for s in specs if s.trained or s.name in state], state)
+
+    def _parameters(self, layout: Layout) -> list[nn.Parameter]:
+        return [self.model.get_parameter(spec.parameter) for spec in layout.trained]
+
     def _gradient(self, work: ClientWork, step: int) -> Tensor:
-        load_tensors(self.model, self.setting.layout.trained, work.state)
+        self._load(work.state)
         self.model.zero_grad()
         self._backward(work, step)
-        return torch.cat([_grad(p).reshape(-1) for p in self.parameters])
+        parameters = self._parameters(self.setting.layout.training(work.only))
+        return torch.cat([_grad(p).reshape(-1) for p in parameters])
 
     def _train(self, work: ClientWork, server_round: int) -> ClientResult:
-        setting = self.setting
-        load_tensors(self.model, setting.layout.trained, work.state)
-        optimizer = make_optimizer(setting.local, self.parameters)
+        setting, layout = self.setting, self.setting.layout.training(work.only)
+        self._load(work.state)
+        parameters = self._parameters(layout)
+        optimizer = make_optimizer(setting.local, parameters)
         rates = step_rates(setting.local, len(work.steps), server_round, setting.rounds)
-        flat = setting.layout.flatten(work.state).to(setting.device, setting.master)
-        pulls = pulls_of([work.pull], setting.layout, flat.unsqueeze(0))
+        flat = layout.flatten(work.state).to(setting.device, setting.master)
+        pulls = pulls_of([work.pull], layout, flat.unsqueeze(0))
         losses: list[float] = []
         epochs: list[float] = []
         for step, rate in enumerate(rates):
             optimizer.param_groups[0]["lr"] = rate
-            optimizer.zero_grad()
+            self.model.zero_grad()
             losses.append(self._backward(work, step))
             if pulls is not None:
-                self._pull(pulls)
+                _pull(pulls, layout, parameters)
             if setting.local.clip is not None:
-                torch.nn.utils.clip_grad_norm_(self.parameters, setting.local.clip)
+                torch.nn.utils.clip_grad_norm_(parameters, setting.local.clip)
             optimizer.step()
             if setting.local.early_stopping and step + 1 in work.epoch_ends:
                 index = work.epoch_ends.index(step + 1)
@@ -87,18 +98,10 @@ class SequentialBackend:
                     break
         tensors = {
             spec.name: parameter.detach().clone()
-            for spec, parameter in zip(setting.layout.trained, self.parameters, strict=True)
+            for spec, parameter in zip(layout.trained, parameters, strict=True)
         }
-        mean = sum(losses) / len(losses)
-        return ClientResult(work.client, tensors, mean, len(losses), work.examples)
-
-    def _pull(self, pulls: Pulls) -> None:
-        theta = torch.cat([p.detach().reshape(-1) for p in self.parameters]).unsqueeze(0)
-        grad = torch.zeros_like(theta)
-        pulls.add(grad, theta)
-        parts = self.setting.layout.split(grad[0]).values()
-        for part, parameter in zip(parts, self.parameters, strict=True):
-            parameter.grad = _grad(parameter) + part
+        mean, done = sum(losses) / len(losses), len(losses)
+        return ClientResult(work.client, tensors, mean, done, work.examples, sum(rates[:done]))
 
     def _backward(self, work: ClientWork, step: int) -> float:
         batches = [self.setting.data.gather(self._index(rows)) for rows in work.steps[step]]
@@ -155,6 +158,14 @@ def key_dropout(model: nn.Module, binding: Binding, trained: Collection[str]) ->
         parent, _, leaf = name.rpartition(".")
         new = CohortDropout(binding, owner, module.p)
         model.get_submodule(parent)._modules[leaf] = new
+
+
+def _pull(pulls: Pulls, layout: Layout, parameters: list[nn.Parameter]) -> None:
+    theta = torch.cat([p.detach().reshape(-1) for p in parameters]).unsqueeze(0)
+    grad = torch.zeros_like(theta)
+    pulls.add(grad, theta)
+    for part, parameter in zip(layout.split(grad[0]).values(), parameters, strict=True):
+        parameter.grad = _grad(parameter) + part
 
 
 def _grad(parameter: nn.Parameter) -> Tensor:

@@ -25,13 +25,15 @@ class ClientWork:
 
     Attributes:
         client: logical id.
-        state: trained tensors it starts from (sent ones and its own).
+        state: trained tensors it starts from (sent ones and its own), and those that it is sent and
+            does not train; these are the same for all clients of a cohort.
         steps: optimiser steps, each a list of batches, each the rows of the data to take.
         epoch_ends: number of steps done at the end of each pass over its data.
         dropout_key: key of its dropout stream; None: without dropout.
         examples: how many examples it holds.
         positions: padded positions (rows times the widest) of its largest batch.
         pull: what the method adds to its objective.
+        only: names of the tensors that are trained this time; None: all that can be.
     """
 
     client: int
@@ -42,6 +44,7 @@ class ClientWork:
     examples: int
     positions: int = 1
     pull: Pull | None = None
+    only: frozenset[str] | None = None
 
     @property
     def batch_rows(self) -> int:
@@ -59,6 +62,7 @@ class ClientResult:
         loss: mean training loss over its steps.
         steps: optimiser steps done.
         examples: how many examples it holds.
+        rates: sum of the learning rates of its steps.
     """
 
     client: int
@@ -66,6 +70,7 @@ class ClientResult:
     loss: float
     steps: int
     examples: int
+    rates: float = 1.0
 
 
 def plan_work(
@@ -78,6 +83,7 @@ def plan_work(
     widths: Rows | None = None,
     pull: Pull | None = None,
     again: int = 0,
+    only: frozenset[str] | None = None,
 ) -> ClientWork:
     """Draw a client's batches for a round.
 
@@ -86,6 +92,7 @@ def plan_work(
         widths: positions that each of them fills; by default 1.
         pull: what the method adds to its objective.
         again: the how many-th training of the round it is, from 0; each has batches of its own.
+        only: names of the tensors that are trained.
     """
     if widths is None:
         widths = np.ones(len(rows), dtype=np.int64)
@@ -100,7 +107,7 @@ def plan_work(
         steps, ends = _fixed_steps(deal, local)
     key = key_of("dropout", seed, *place)
     return ClientWork(
-        client, state, tuple(steps), tuple(ends), key, len(rows), deal.positions, pull
+        client, state, tuple(steps), tuple(ends), key, len(rows), deal.positions, pull, only
     )
 
 

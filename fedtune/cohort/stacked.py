@@ -67,8 +67,9 @@ class CohortDropout(nn.Module):
 class StackedLoRA(nn.Module):
     """y = W·x + s·B_k·A_k·dropout(x) for each client k, after Hu et al. (2022), eq. 3.
 
-    A and B are (K, r, d_in) and (K, d_out, r); one that is frozen has no client dimension. The
-    second product is added into the base layer's own output where autograd lets it be.
+    A and B are (K, r, d_in) and (K, d_out, r); one that is frozen has no client dimension. Of kind
+    `lora-sb` an R_k, (K, r, r), stands between them. The second product is added into the base
+    layer's own output where autograd lets it be.
     """
 
     def __init__(self, layer: LoraLinear, binding: Binding, name: str) -> None:
@@ -87,6 +88,8 @@ class StackedLoRA(nn.Module):
         a = self.binding.tensors[f"{self.name}.lora_A.weight"]
         b = self.binding.tensors[f"{self.name}.lora_B.weight"]
         inner = _project(self.dropout(x).reshape(rows.shape), a)
+        if (between := self.binding.tensors.get(f"{self.name}.lora_R.weight")) is not None:
+            inner = _project(inner, between)
         if b.dim() == 2:
             out = torch.add(out, F.linear(inner, b), alpha=self.scaling)
         elif out._is_view():
@@ -193,6 +196,17 @@ def stack_model(model: nn.Module, binding: Binding, trained: Collection[str]) ->
     for swap in swaps:
         setattr(swap.parent, swap.leaf, swap.stacked)
     return swaps
+
+
+def adapted_layers(model: nn.Module) -> dict[str, tuple[nn.Linear | Conv1D, float]]:
+    """The base's own layers that carry an adapter, and its scaling s, by the adapter's name."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, StackedLoRA):
+            found[module.name] = (module.base_layer, module.scaling)
+        elif isinstance(module, LoraLinear):
+            found[name] = (module.get_base_layer(), float(module.scaling["default"]))
+    return found
 
 
 def holds_trained(module: str, trained: Collection[str]) -> bool:

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedtune.adapters.layout import Tensors
+from fedtune.adapters.layout import Layout, Tensors
 from fedtune.cohort.backend import Setting
+from fedtune.cohort.base_shift import BaseShift
 from fedtune.cohort.optimizer import StackedOptimizer
 from fedtune.cohort.plan import ClientResult, ClientWork, out_of_patience, step_rates
 from fedtune.cohort.pull import pulls_of
@@ -44,10 +45,13 @@ class CohortBackend:
         self.frozen = {
             spec.name: setting.adapted.initial[spec.name].to(setting.device, setting.dtype)
             for spec in setting.layout.frozen
+            if spec.parameter
         }
+        self.shift = BaseShift(self.model, setting.layout)
 
     def close(self) -> None:
         """Give the model its own layers back."""
+        self.shift.back()
         unstack(self._swaps)
 
     def train(self, works: Sequence[ClientWork], server_round: int) -> list[ClientResult]:
@@ -67,24 +71,42 @@ class CohortBackend:
 
     @contextmanager
     def holding(self, state: Tensors) -> Iterator[nn.Module]:
-        """The model with the given trained tensors in place, without dropout."""
-        theta = self.setting.layout.flatten(state).to(self.setting.device, self.setting.master)
-        self._bind(theta.unsqueeze(0), None)
+        """The model with the given tensors in place, without dropout."""
+        layout = self.setting.layout
+        theta = layout.flatten(state).to(self.setting.device, self.setting.master)
+        self._bind(layout, theta.unsqueeze(0), self.constants(layout, state), None)
         yield self.model
 
-    def forward(self, theta: Tensor, inputs: Inputs, keys: Tensor | None = None) -> Tensor:
+    def constants(self, layout: Layout, state: Tensors) -> Tensors:
+        """The tensors that are not trained, as the layers take them: a state's, else initial.
+
+        Those of the base itself are put into it.
+        """
+        self.shift.put(state)
+        given = layout.constants(state)
+        own = {n: t.to(self.setting.device, self.setting.dtype) for n, t in given.items()}
+        return {**self.frozen, **own}
+
+    def forward(
+        self,
+        layout: Layout,
+        theta: Tensor,
+        constants: Tensors,
+        inputs: Inputs,
+        keys: Tensor | None = None,
+    ) -> Tensor:
         """The output for K·b examples, client by client, under the rows of theta, (K, P)."""
-        self._bind(theta, keys)
+        self._bind(layout, theta, constants, keys)
         return self.setting.objective.logits(self.model, inputs)
 
-    def _bind(self, theta: Tensor, keys: Tensor | None) -> None:
-        layout, dtype = self.setting.layout, self.setting.dtype
+    def _bind(self, layout: Layout, theta: Tensor, constants: Tensors, keys: Tensor | None) -> None:
+        dtype = self.setting.dtype
         if layout.chooses:  # by scores in full precision: rounded ones would tie
             tensors = layout.matrices(layout.split(theta))
             tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
         else:
             tensors = layout.split(theta.to(dtype))
-        self.binding.tensors = {**self.frozen, **tensors}
+        self.binding.tensors = {**constants, **tensors}
         self.binding.clients, self.binding.dropout_keys = len(theta), keys
 
     def gradient(self, works: Sequence[ClientWork], step: int = 0) -> Tensor:
@@ -103,14 +125,16 @@ class _Cohort:
     ) -> None:
         self.backend, self.setting, self.works = backend, backend.setting, works
         device, master = self.setting.device, self.setting.master
+        self.layout = self.setting.layout.training(works[0].only)
+        self.constants = backend.constants(self.layout, works[0].state)
         flat: dict[int, Tensor] = {
-            id(work.state): self.setting.layout.flatten(work.state).to(device, master)
+            id(work.state): self.layout.flatten(work.state).to(device, master)
             for work in {id(w.state): w for w in works}.values()
         }
         self.theta = torch.stack([flat[id(work.state)] for work in works]).requires_grad_()
         self.final = torch.empty_like(self.theta, requires_grad=False)
         self.optimizer = StackedOptimizer(self.setting.local, self.theta)
-        self.pulls = pulls_of([work.pull for work in works], self.setting.layout, self.theta)
+        self.pulls = pulls_of([work.pull for work in works], self.layout, self.theta)
         keys = [work.dropout_key for work in works]
         self.keys = None if None in keys else torch.tensor(keys, device=device)
         self.active = list(range(len(works)))
@@ -163,7 +187,9 @@ class _Cohort:
         loss = torch.zeros_like(total)
         for micro, (batch, valid) in enumerate(batches):
             keys = None if self.keys is None else batch_keys(self.keys, step, micro)
-            logits = self.backend.forward(self.theta, batch.inputs, keys)
+            logits = self.backend.forward(
+                self.layout, self.theta, self.constants, batch.inputs, keys
+            )
             losses = self.setting.objective.losses(logits, batch.labels).view(valid.shape)
             mean = torch.where(valid, losses, 0.0).sum(1) / total
             mean.sum().backward()  # type: ignore[no-untyped-call]
@@ -179,7 +205,7 @@ class _Cohort:
             done[active] += loss.double().cpu()
             for k in active:
                 steps[k] += 1
-        tensors = self.setting.layout.split(self.final)
+        tensors = self.layout.split(self.final)
         return [
             ClientResult(
                 work.client,
@@ -187,6 +213,7 @@ class _Cohort:
                 float(done[k]) / max(steps[k], 1),
                 steps[k],
                 work.examples,
+                sum(self.rates[k][: steps[k]]),
             )
             for k, work in enumerate(self.works)
         ]

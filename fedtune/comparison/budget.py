@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fedtune.cohort.plan import planned_steps
 from fedtune.errors import Incompatible, ScenarioError
 from fedtune.runs.build import Federation, build
-from fedtune.runs.plan import client_payload
+from fedtune.runs.traffic import client_payload, opening_bytes
 from fedtune.scenario import Scenario
 from fedtune.scenario.compare import BudgetSection
 from fedtune.tasks.library import Library
@@ -53,12 +53,13 @@ def _costs(federation: Federation, kind: str) -> Iterator[int]:
             f"--budget client_steps: {federation.strategy.name!r} trains more than once a round"
         )
     clients, draw = federation.task.clients.eligible, federation.strategy.participation.draw
-    payload, server_round = client_payload(federation), 0
+    server_round, before = 0, opening_bytes(federation)[1]
     while True:
         server_round += 1
         taking_part = draw(clients, server_round)
         if kind == "bytes_up":
-            yield payload * len(taking_part)
+            yield before + client_payload(federation, server_round) * len(taking_part)
+            before = 0
             continue
         local, rows = federation.scenario.local, federation.clients.training_rows
         yield sum(planned_steps(len(rows(client)), local) for client in taking_part)

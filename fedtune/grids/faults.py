@@ -147,10 +147,11 @@ class FaultGrid(GridWrapper):
     ) -> None:
         if not sigma and snr is None:
             return
-        key, record = next((k, r) for k, r in message.content.items() if isinstance(r, ArrayRecord))
         draw = generator(f"noise-{way}", self.seed, self._round, client)
-        noisy = {n: _noisy(t, sigma, snr, draw) for n, t in to_tensors(record).items()}
-        message.content[key] = to_record(noisy)
+        for key, record in list(message.content.items()):
+            if isinstance(record, ArrayRecord):
+                noisy = {n: _noisy(t, sigma, snr, draw) for n, t in to_tensors(record).items()}
+                message.content[key] = to_record(noisy)
 
     def _transit(self, message: Message, client: int) -> Message:
         """The message, or an error where its checksum does not survive the way."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from fedtune.randomness import generator
 from fedtune.rules.base import Aggregate, Updates
 
 EPSILON, RANK_TOLERANCE = 1e-7, 1e-12
@@ -25,11 +27,14 @@ class Flag:
         m: dimension of the subspace; by default (n + 1) / 2, as in the paper's experiments.
         regularization: λ.
         iterations: of the reweighting.
+        start: `uniform`: equal weights, which v_i of a random subspace of R^d amount to; `random`:
+            the weights of a random subspace of the updates' span, drawn by (seed, round).
     """
 
     m: int | None = None
     regularization: float = 0.0
     iterations: int = 5
+    start: Literal["uniform", "random"] = "uniform"
 
     def __call__(self, updates: Updates) -> Aggregate:
         """Coefficients may be negative: a subspace does not know a direction from its opposite."""
@@ -40,7 +45,9 @@ class Flag:
         scale = torch.where(alive, 1.0 / norms.clamp_min(1e-300), 0.0)
         unit = updates.gram * scale[:, None] * scale[None, :]
         factor = factor_of(unit)
-        basis, values = self._subspace(factor, unit, int(alive.sum()))
+        count = int(alive.sum())
+        m = min(self.m or (count + 1) // 2, len(factor))
+        basis, values = self._subspace(factor, unit, m, self._first(factor, unit, m, updates))
         inside = torch.linalg.lstsq(
             factor, basis @ (basis.T @ factor.sum(1, keepdim=True))
         ).solution
@@ -49,21 +56,26 @@ class Flag:
         notes = {"objective": values[-1], "objective_first": values[0]}
         return Aggregate(found.update, found.coefficients, notes)
 
-    def _subspace(self, factor: Tensor, unit: Tensor, alive: int) -> tuple[Tensor, list[float]]:
-        m = min(self.m or (alive + 1) // 2, len(factor))
-        weights = torch.ones(len(unit), dtype=torch.float64)
-        pairs = torch.ones_like(unit)
+    def _first(
+        self, factor: Tensor, unit: Tensor, m: int, updates: Updates
+    ) -> tuple[Tensor, Tensor]:
+        if self.start == "uniform":
+            return unit.new_ones(len(unit)), torch.ones_like(unit)
+        draw = generator("flag", updates.seed, updates.server_round)
+        basis = torch.linalg.qr(torch.from_numpy(draw.normal(size=(len(factor), m)))).Q
+        return _unexplained(basis, factor, pair_norms(unit))
+
+    def _subspace(
+        self, factor: Tensor, unit: Tensor, m: int, left: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, list[float]]:
         apart = pair_norms(unit)
         values = []
         for _ in range(self.iterations):
+            weights, pairs = ((one + EPSILON).rsqrt() for one in left)
             lifted = factor @ self._operator(weights, pairs, apart) @ factor.T
             basis = torch.linalg.eigh(lifted).eigenvectors[:, -m:]
-            shadow = basis.T @ factor
-            explained = shadow.square().sum(0)
-            between = pair_norms(shadow.T @ shadow) / apart.clamp_min(EPSILON)
-            left, left_pairs = (1.0 - explained).clamp_min(0.0), (1.0 - between).clamp_min(0.0)
-            values.append(self._objective(left, left_pairs, unit, apart))
-            weights, pairs = (left + EPSILON).rsqrt(), (left_pairs + EPSILON).rsqrt()
+            left = _unexplained(basis, factor, apart)
+            values.append(self._objective(*left, unit, apart))
         return basis, values
 
     def _operator(self, weights: Tensor, pairs: Tensor, apart: Tensor) -> Tensor:
@@ -81,6 +93,14 @@ class Flag:
             counted = pairs[apart > EPSILON].sqrt().sum()
             value += self.regularization / (len(unit) - 1) * float(counted)
         return value
+
+
+def _unexplained(basis: Tensor, factor: Tensor, apart: Tensor) -> tuple[Tensor, Tensor]:
+    """1 - v_i and 1 - v_ij for the subspace that the columns of basis span."""
+    shadow = basis.T @ factor
+    explained = shadow.square().sum(0)
+    between = pair_norms(shadow.T @ shadow) / apart.clamp_min(EPSILON)
+    return (1.0 - explained).clamp_min(0.0), (1.0 - between).clamp_min(0.0)
 
 
 def factor_of(gram: Tensor) -> Tensor:

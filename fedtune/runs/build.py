@@ -29,7 +29,8 @@ from fedtune.grids.faults import FaultGrid
 from fedtune.grids.metered import MeteredGrid
 from fedtune.grids.node_grid import NodeGrid
 from fedtune.rules.trust import FLTrust
-from fedtune.runs.strategies import adapter_kind, make_strategy
+from fedtune.runs.opening import make_opening
+from fedtune.runs.strategies import adapter_kind, delivered_roles, make_strategy
 from fedtune.runs.traces import read_trace
 from fedtune.scenario.schema import Scenario
 from fedtune.tasks.base import Rows
@@ -115,7 +116,10 @@ def build(
     task = load_task(scenario, device, dtype, parts, library)
     size = sum(parameter.numel() for parameter in task.base.model.parameters())
     head = scenario.task.head
-    adapted = wrap(task.base, scenario.adapter, kind, head, scenario.run.seed, device, dtype)
+    delivers = delivered_roles(scenario)
+    adapted = wrap(
+        task.base, scenario.adapter, kind, head, scenario.run.seed, device, dtype, delivers
+    )
     adversary = make_adversary(scenario, task)
     setting = Setting(
         adapted, task.objective, adversary.train, scenario.local, scenario.run.rounds, device, dtype
@@ -137,6 +141,7 @@ def build(
     clients = CohortClients(runner, task.clients, store, scenario.run.seed, holdout, method)
     if isinstance(strategy.rule, FLTrust):
         strategy.root = ServerData(runner, task.server_rows, scenario.run.seed)
+    strategy.opening = make_opening(scenario, clients, task, outer is None)
     eligible, on_error = task.clients.eligible, scenario.faults.on_error
     grid = (
         CohortGrid(clients, eligible, on_error)
@@ -209,6 +214,10 @@ def settle_paths(scenario: Scenario) -> Scenario:
     """The scenario with its adapter kind settled and its local paths made absolute."""
     settled = with_absolute_paths(scenario)
     settled.adapter.kind = adapter_kind(scenario)  # type: ignore[assignment]
+    if settled.adapter.kind == "lora-sb":
+        settled.adapter.alpha = float(settled.adapter.rank)
+        if settled.adapter.init == "auto":
+            settled.adapter.init = "client-sketch"
     return settled
 
 

@@ -24,6 +24,12 @@ def train(message: Message, context: Context) -> Message:
     return _answer(message, context)
 
 
+@app.train("opening")
+def opening(message: Message, context: Context) -> Message:
+    """Say what is needed of this client before the first round."""
+    return _answer(message, context)
+
+
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate this client's own head on its own held-out data."""

@@ -170,6 +170,16 @@ class RunDirectory:
         file = self.path / "clients.json"
         return json.loads(file.read_text("utf-8")) if file.exists() else {}
 
+    def write_opening(self, found: dict[str, Any]) -> None:
+        """Store what came before round 1."""
+        write_json(self.path / "opening.json", found)
+
+    @property
+    def opening(self) -> dict[str, Any] | None:
+        """What came before round 1, if anything did."""
+        file = self.path / "opening.json"
+        return json.loads(file.read_text("utf-8")) if file.exists() else None
+
     def write_engine(self, resolved: dict[str, Any]) -> None:
         """Store what the engine settled."""
         write_json(self.path / "engine.json", resolved)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
+from fedtune.adapters.factors import exact_factors
+from fedtune.adapters.layout import BASE, Tensors
 from fedtune.adapters.wrap import Adapted
+from fedtune.cohort.stacked import adapted_layers
 from fedtune.errors import ScenarioError
 from fedtune.files import write_atomically
 from fedtune.runs.build import Federation
@@ -22,6 +27,7 @@ from fedtune.tasks.bases import base_path, load_base, load_tokenizer
 from fedtune.tasks.images import load_processor
 
 FORMATS = ("both", "adapter", "merged")
+A, B, PREFIX = ".lora_A.weight", ".lora_B.weight", "base_model.model."
 
 
 def save_result(federation: Federation, arrays: dict[str, Tensor], directory: RunDirectory) -> None:
@@ -38,15 +44,44 @@ def save_result(federation: Federation, arrays: dict[str, Tensor], directory: Ru
 
 def save_adapter(adapted: Adapted, tensors: dict[str, Tensor], folder: Path) -> None:
     """Write a folder that `PeftModel.from_pretrained` loads; equal runs give equal bytes."""
-    tensors = adapted.layout.matrices(tensors)
+    tensors = {n: t.detach().cpu() for n, t in adapted.layout.folded(tensors).items()}
+    tensors, patterns = with_base_moved(tensors, adapted.model)
     plain = {
-        spec.name: tensors[spec.name].detach().float().cpu().contiguous()
+        spec.name: tensors[spec.name].float().contiguous()
         for spec in adapted.layout.specs
+        if spec.name in tensors
     }
-    config = _sorted(adapted.config.to_dict() | {"inference_mode": True})
+    config = _sorted(adapted.config.to_dict() | patterns | {"inference_mode": True})
     text = json.dumps(config, indent=2, sort_keys=True, default=str) + "\n"
     write_atomically(folder / "adapter_config.json", text.encode())
     write_atomically(folder / "adapter_model.safetensors", save(plain, metadata={"format": "pt"}))
+
+
+def with_base_moved(
+    tensors: Tensors, model: nn.Module
+) -> tuple[Tensors, dict[str, dict[str, float]]]:
+    """Changes of the base's own weights as more columns of B and rows of A, exactly.
+
+    Args:
+        tensors: of a plain LoRA adapter, and `<layer>.base.weight` of layers whose base moved.
+        model: with the adapters, for their scaling.
+
+    Returns:
+        The tensors, and `rank_pattern` and `alpha_pattern` of the `LoraConfig` that takes them.
+    """
+    found = {name: tensor for name, tensor in tensors.items() if BASE not in name}
+    moved = {n.removesuffix(BASE): t for n, t in tensors.items() if BASE in n}
+    ranks: dict[str, float] = {}
+    alphas: dict[str, float] = {}
+    for layer, (_, scaling) in adapted_layers(model).items() if moved else ():
+        u, v = exact_factors(moved[layer])
+        a, b = layer + A, layer + B
+        found[a] = torch.cat([tensors[a].double(), v])
+        found[b] = torch.cat([tensors[b].double(), u], 1)
+        name = re.escape(layer.removeprefix(PREFIX))
+        ranks[name] = len(found[a])
+        alphas[name] = scaling * len(found[a])
+    return found, {"rank_pattern": ranks, "alpha_pattern": alphas} if moved else {}
 
 
 def load_model(directory: RunDirectory | str | Path) -> PeftModel:

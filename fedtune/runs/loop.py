@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from flwr.app import ConfigRecord, Message, MessageType
 from torch import Tensor
 
+from fedtune.apps.opening import OPENING, REVEALED
 from fedtune.cohort.plan import out_of_patience, planned_steps
 from fedtune.grids.arrays import to_record, to_tensors
 from fedtune.runs.build import Federation
@@ -83,7 +84,7 @@ def start_state(federation: Federation, found: Checkpoint | None) -> ServerState
     if found is None:
         arrays = {
             s.name: federation.adapted.initial[s.name].to(setting.device, setting.master)
-            for s in setting.layout.sent
+            for s in setting.layout.received
         }
         return ServerState(0, arrays)
     federation.strategy.load_state_dict(found.groups["strategy"])
@@ -91,7 +92,7 @@ def start_state(federation: Federation, found: Checkpoint | None) -> ServerState
     if federation.faults is not None:
         federation.faults.load_state_dict(found.groups["faults"])
     stored = found.groups["server"]  # in the order of names; rules know that of the layout
-    arrays = {s.name: stored[s.name].to(setting.device) for s in setting.layout.sent}
+    arrays = {s.name: stored[s.name].to(setting.device) for s in setting.layout.received}
     return ServerState(found.round, arrays, found.initial)
 
 
@@ -102,6 +103,7 @@ def run_rounds(
     section = federation.scenario.run
     with federation.serving.serving():
         if state.initial is None:
+            open_run(federation, state, directory)
             state.initial = evaluate(federation, state.arrays, 0)
         observer.started(to_started(federation, state))
         if stops_early(federation, directory):
@@ -116,6 +118,30 @@ def run_rounds(
             if last:
                 break
     return state
+
+
+def open_run(federation: Federation, state: ServerState, directory: RunDirectory) -> None:
+    """What comes before round 1, its bytes and what it told of clients written down."""
+    strategy, grid = federation.strategy, federation.grid
+    if strategy.opening is None:
+        return
+    started = time.perf_counter()
+    state.arrays = to_tensors(strategy.prepare(to_record(state.arrays), grid))
+    down, up = grid.take(OPENING)
+    directory.write_opening(
+        {
+            "source": strategy.opening.source,
+            "revealed": REVEALED[strategy.opening.source],
+            "clients": strategy.opening.clients,
+            "examples": strategy.opening.examples,
+            "step": strategy.opening.size,
+            "bytes_down": down.payload,
+            "bytes_up": up.payload,
+            "framing_down": down.framing,
+            "framing_up": up.framing,
+            "seconds": time.perf_counter() - started,
+        }
+    )
 
 
 def to_started(federation: Federation, state: ServerState) -> Started:

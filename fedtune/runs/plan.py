@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import ConfigRecord, Message
 
 from fedtune.adapters.layout import Tensors
-from fedtune.apps.rounds import Train
 from fedtune.cohort.engine import cohorts
-from fedtune.cohort.plan import ClientResult
 from fedtune.cohort.sizing import held_memory, peak_memory
-from fedtune.grids.arrays import to_record
-from fedtune.grids.compat import set_message_id
-from fedtune.grids.sizes import Size, message_size
 from fedtune.runs.build import Federation, build, settle_paths
 from fedtune.runs.cost import evaluation_seconds, probe, train_seconds
 from fedtune.runs.loop import start_state
+from fedtune.runs.traffic import traffic
 from fedtune.scenario import Scenario, load_scenario
 from fedtune.scenario.loading import Overrides
 
 SAMPLED_ROUNDS = 3
-ID_LENGTH = 64
+LATER = (
+    "what a client is sent depends on what it was sent before; rounds after the sixth are taken to "
+    "be like the fifth and sixth"
+)
 OTHER_ENGINE = "time and memory are those of the cohort engine; Flower's runtime needs more of both"
 
 
@@ -39,7 +37,8 @@ class Plan:
         clients, clients_per_round: that hold examples, and that take part on average.
         bytes_down, bytes_up, framing_down, framing_up: of round 1, exactly: payload, and what
             Flower adds to it.
-        run_bytes_down, run_bytes_up: payload of the whole run, exactly.
+        run_bytes_down, run_bytes_up: payload of all rounds, exactly where no note says else.
+        opening_bytes_down, opening_bytes_up: payload of what comes before round 1.
         backend, device, cohort_size: how clients are trained.
         memory_base_bytes, memory_peak_bytes: held with model and data loaded, and while a cohort
             trains.
@@ -62,6 +61,8 @@ class Plan:
     framing_up: int
     run_bytes_down: int
     run_bytes_up: int
+    opening_bytes_down: int
+    opening_bytes_up: int
     backend: str
     device: str
     cohort_size: int
@@ -93,7 +94,8 @@ def plan(scenario: str | Path | Scenario, overrides: Overrides = ()) -> Plan:
     prepared = time.perf_counter() - started
     state = start_state(federation, None)
     taking_part = _participants(federation)
-    first, down, up = _messages(federation, state.arrays)
+    sent = traffic(federation, state.arrays, taking_part)
+    first, down, up = sent.clients, sent.down, sent.up
     start = with_kept(federation, state.arrays)
     works = federation.clients.works(first or list(federation.task.clients.eligible[:1]), 1, start)
     size = federation.engine.settle(works, 1)
@@ -110,7 +112,8 @@ def plan(scenario: str | Path | Scenario, overrides: Overrides = ()) -> Plan:
     mean, rounds = float(np.mean(train)), section.rounds
     looks = -(-rounds // section.eval_every) + 1
     updates = sum(map(len, taking_part))
-    one = client_payload(federation)
+    if not sent.exact:
+        notes.append(LATER)
     return Plan(
         strategy=federation.strategy.name,
         adapter=federation.scenario.adapter.kind,
@@ -123,8 +126,10 @@ def plan(scenario: str | Path | Scenario, overrides: Overrides = ()) -> Plan:
         bytes_up=up.payload,
         framing_down=down.framing,
         framing_up=up.framing,
-        run_bytes_down=one * updates,
-        run_bytes_up=one * updates,
+        run_bytes_down=sent.run_down,
+        run_bytes_up=sent.run_up,
+        opening_bytes_down=sent.opening_down,
+        opening_bytes_up=sent.opening_up,
         backend=federation.engine.backend.name,
         device=federation.engine.resolved.device,
         cohort_size=size,
@@ -136,12 +141,6 @@ def plan(scenario: str | Path | Scenario, overrides: Overrides = ()) -> Plan:
         seconds_total=mean * rounds + evaluate * looks,
         notes=notes,
     )
-
-
-def client_payload(federation: Federation) -> int:
-    """Bytes of the tensors that one client sends in a round."""
-    setting = federation.engine.setting
-    return sum(spec.wire_bytes(setting.master.itemsize) for spec in setting.layout.sent)
 
 
 def _participants(federation: Federation) -> list[list[int]]:
@@ -156,43 +155,3 @@ def with_kept(federation: Federation, arrays: Tensors) -> Tensors:
     initial = federation.adapted.initial
     kept = {s.name: initial[s.name].to(setting.device, setting.master) for s in setting.layout.kept}
     return {**arrays, **kept}
-
-
-def _messages(federation: Federation, arrays: Tensors) -> tuple[list[int], Size, Size]:
-    """The clients of round 1, and the bytes of its messages and replies."""
-    down = up = Size()
-    clients: list[int] = []
-    strategy, grid = federation.strategy, federation.grid
-    with federation.serving.serving():
-        for message in strategy.configure_train(1, to_record(arrays), ConfigRecord(), grid):
-            client = grid.directory.client(message.metadata.dst_node_id)
-            clients.append(client)
-            down += message_size(message)
-            set_message_id(message, "0" * ID_LENGTH)
-            up += message_size(_reply(federation, message, client))
-    return clients, down, up
-
-
-def _reply(federation: Federation, message: Message, client: int) -> Message:
-    """What a client would answer, had training changed nothing."""
-    clients = replace(federation.clients, store=_Forgetful())
-    examples = len(clients.training_rows(client))
-    view = clients.view(client, message)
-    going, result = clients.method(view), None
-    while True:
-        try:
-            job = going.send(result)
-        except StopIteration as end:
-            return clients.reply(message, view, end.value)
-        trains = isinstance(job, Train)
-        result = ClientResult(client, job.state, 1.0, 1, examples) if trains else job.state
-
-
-class _Forgetful:
-    """A store that keeps nothing."""
-
-    def get(self, client: int) -> None:
-        """Nothing."""
-
-    def put(self, client: int, kept: Tensors) -> None:
-        """Forget it."""

@@ -13,7 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedtune.errors import Incompatible, ScenarioError
 from fedtune.participation import Participation
-from fedtune.rules import ServerOptimizer, make_pre, make_rule, make_server_optimizer
+from fedtune.rules import RULES, ServerOptimizer, make_pre, make_rule, make_server_optimizer
+from fedtune.rules.base import Stateful
 from fedtune.runs.traces import read_trace
 from fedtune.scenario.schema import PreSection, RuleSection, Scenario, ServerOptimizerSection
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from strategies.base import AdapterStrategy
 
 GROUP = "fedtune.strategies"
-ABSTRACT = {"base", "hooks"}
+ABSTRACT = {"base", "downlink", "hooks", "residuals"}
 SHARED = ("name", "rule", "pre", "server_optimizer", "f")
 
 
@@ -68,14 +69,24 @@ def adapter_kind(scenario: Scenario) -> str:
     return kind
 
 
+def delivered_roles(scenario: Scenario) -> frozenset[str]:
+    """Roles of the frozen tensors that the server sends: they cannot be had from the seed."""
+    framed = adapter_kind(scenario) == "lora-sb" and scenario.adapter.init != "random"
+    cls = find_strategy(scenario.strategy.name)
+    return cls.delivers | frozenset({"A", "B"} if framed else ())
+
+
 def what_clients_keep(scenario: Scenario) -> str | None:
     """The setting under which clients keep something from round to round, or None."""
     if scenario.task.head == "local":
         return "task.head = 'local'"
     if scenario.local.client_momentum:
         return f"local.client_momentum = {scenario.local.client_momentum}"
+    if adapter_kind(scenario) == "lora-sb" and scenario.adapter.init != "random":
+        return "adapter.kind = 'lora-sb'"
     name = scenario.strategy.name
-    return f"strategy.name = {name!r}" if find_strategy(name).clients_keep else None
+    cls = find_strategy(name)
+    return f"strategy.name = {name!r}" if cls.clients_keep or cls.keeps_sent else None
 
 
 def make_strategy(scenario: Scenario) -> AdapterStrategy:
@@ -91,7 +102,18 @@ def make_strategy(scenario: Scenario) -> AdapterStrategy:
     _check_parameters(cls, section.parameters())
     participation = make_participation(scenario)
     rule, parameters = _part(section.rule)
-    rule = "mean" if rule == "auto" else rule
+    own_rule = rule == "auto"
+    rule = cls.own_rule if own_rule else rule
+    if rule != cls.own_rule and cls.own_rule != "mean":
+        raise Incompatible(
+            f"strategy.rule = {rule!r}: strategy {cls.name!r} is a rule itself; allowed: auto"
+        )
+    cls.refuse(scenario)
+    if "W" in cls.delivers and _noisy_downlink(scenario):
+        raise Incompatible(
+            f"faults: noise on what clients receive would give each a base of its own, and "
+            f"strategy {cls.name!r} needs the same everywhere; leave noise_down and snr_down out"
+        )
     if rule == "vote" and "rank" not in cls.accepts:
         raise Incompatible(f"strategy.rule = 'vote': counts rankings, and {cls.name!r} sends none")
     if cls.accepts == {"rank"}:
@@ -99,6 +121,8 @@ def make_strategy(scenario: Scenario) -> AdapterStrategy:
         rule = "mean" if rule == "vote" else rule
     if cls.sends_iterates:
         _check_iterates(scenario)
+    if cls.changes_basis:
+        _check_basis(scenario, rule)
     if cls.weighs_by_probability:
         _check_weighted_sum(scenario, rule)
     weights = scenario.clients.weights
@@ -115,15 +139,19 @@ def make_strategy(scenario: Scenario) -> AdapterStrategy:
     if rule == "fltrust" and scenario.task.head == "local":
         raise Incompatible("strategy.rule = 'fltrust': the server has no head like a client's own")
     f = expected_malicious(scenario) if section.f == "auto" else section.f
+    made: dict[str, Any] = (
+        {} if own_rule and cls.own_rule != "mean" else {"rule": make_rule(rule, f, parameters)}
+    )
     return cls(
         participation=participation,
-        rule=make_rule(rule, f, parameters),
+        **made,
         pre=[make_pre(name, f, own) for name, own in map(_part, section.pre)],
         server_optimizer=_server_optimizer(section.server_optimizer),
         weights=weights,
         max_weight=scenario.clients.max_weight,
         fraction_evaluate=1.0 if scenario.task.head == "local" else 0.0,
         min_available_nodes=1,
+        clients_remember=not _noisy_downlink(scenario),
         **section.parameters(),
     )
 
@@ -158,6 +186,26 @@ def _check_iterates(scenario: Scenario) -> None:
     for key, value, allowed in changes:
         if value not in allowed:
             raise Incompatible(f"{key} = {value!r}: {why}: {', '.join(map(str, allowed))}")
+
+
+def _noisy_downlink(scenario: Scenario) -> bool:
+    return scenario.faults.noise_down > 0 or scenario.faults.snr_down is not None
+
+
+def _check_basis(scenario: Scenario, rule: str) -> None:
+    """Refuse what remembers updates from round to round where their basis changes meanwhile."""
+    why = (
+        f"remembers updates over rounds, and strategy {scenario.strategy.name!r} changes their "
+        "basis; allowed"
+    )
+    optimizer = _part(scenario.strategy.server_optimizer)[0]
+    if optimizer != "none":
+        raise Incompatible(f"strategy.server_optimizer = {optimizer!r}: {why}: none")
+    if scenario.local.client_momentum:
+        raise Incompatible(f"local.client_momentum = {scenario.local.client_momentum}: {why}: 0")
+    if isinstance(make_rule(rule), Stateful):
+        stateless = [name for name in RULES if not isinstance(make_rule(name), Stateful)]
+        raise Incompatible(f"strategy.rule = {rule!r}: {why}: {', '.join(stateless)}")
 
 
 def _check_votes(scenario: Scenario, rule: str) -> None:

@@ -58,6 +58,7 @@ def summarise(
         "initial": state.initial,
         "rounds": state.round,
         **totals,
+        "opening": directory.opening,
         "client_updates": updates,
         "client_updates_per_second": updates / training if training else 0.0,
         "peak_memory_bytes": peak_memory(federation.engine.setting.device),

@@ -23,13 +23,15 @@ INCOMPATIBLE = "incompatible"
 class AdapterSection(OpenSection):
     """The adapter, by the fields of `peft.LoraConfig`; those not here are refused by name."""
 
-    kind: Literal["auto", "lora", "ffa", "rank", "none"] = Field(
+    kind: Literal["auto", "lora", "ffa", "lora-sb", "rank", "none"] = Field(
         "auto",
-        description="auto: the strategy's own; rank: an order of fixed edges of B; none: only the "
-        "head is trained",
+        description="auto: the strategy's own; lora: A and B; ffa: B; lora-sb: an R between frozen "
+        "B and A; rank: an order of fixed edges of B; none: only the head is trained",
     )
     rank: Annotated[int, Field(ge=1)] = 8
-    alpha: Annotated[float, Field(gt=0)] = 16.0
+    alpha: Annotated[float, Field(gt=0)] = Field(
+        16.0, description="s = alpha / rank scales B A; no use for lora-sb, where s = 1"
+    )
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     targets: str | list[str] = Field(
         "auto", description="module names or a pattern, as LoraConfig.target_modules takes them"
@@ -41,6 +43,21 @@ class AdapterSection(OpenSection):
     rank_pattern: dict[str, Annotated[int, Field(ge=1)]] | None = None
     alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] | None = None
     use_rslora: bool = False
+    init: Literal["auto", "client-sketch", "client-dense", "public", "random", "pooled"] = Field(
+        "auto",
+        description="where B, A and the first R of lora-sb come from: a gradient of the base that "
+        "clients send as two random projections, or whole, or that the server takes on "
+        "task.server_examples; nothing; or the clients' pooled data (simulation only). auto: "
+        "client-sketch, under privacy random",
+    )
+    init_examples: Annotated[int, Field(ge=1)] = Field(
+        64, description="examples of a client for that gradient"
+    )
+    init_step: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        "auto",
+        description="size of the step that the first R makes; auto: the learning rate of the first "
+        "step if 2 % of all a client's steps were a warm-up",
+    )
     keep: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         0.5, description="share of the edges that count, of kind rank"
     )

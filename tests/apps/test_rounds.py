@@ -21,7 +21,7 @@ def test_momentum_is_the_weighted_sum_of_all_updates():
     starts = [torch.from_numpy(draw.standard_normal(5)) for _ in updates]
     kept: dict[str, torch.Tensor] = {}
     for t, (start, update) in enumerate(zip(starts, updates, strict=True)):
-        view = ClientView(0, t + 1, {"x": start}, kept, {}, None, {})
+        view = ClientView(0, t + 1, {"x": start}, {}, kept, {}, None, {}, None)
         found = with_momentum(view, {"x": start + update}, BETA)["x"] - start
         expected = sum((1 - BETA) * BETA ** (t - k) * updates[k] for k in range(t + 1))
         assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)

@@ -54,7 +54,7 @@ class LeastSquares:
 
     def round(self, k, number, s, config):
         zero = {"x": torch.zeros(P, dtype=torch.float64)}
-        view = ClientView(k, number, {"x": s}, self.kept[k], config, LAYOUT, zero)
+        view = ClientView(k, number, {"x": s}, {}, self.kept[k], config, LAYOUT, zero, None)
         going, result = rerce_round(view), None
         while True:
             try:
