@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar
 
 from flwr.app import ArrayRecord
 from pydantic import Field
 from torch import Tensor
 
-from fedtune.adapters.layout import TensorSpec
+from fedtune.adapters.ballots import Ballot
+from fedtune.adapters.layout import Layout, TensorSpec
 from fedtune.apps.rounds import RoundFunction, plain_round
 from fedtune.rules import Updates
 from fedtune.scenario import Scenario
@@ -30,10 +32,12 @@ class Hooks:
     steps (`sends_iterates`), and whether what an update's numbers mean changes from round to round
     (`changes_basis`); each leaves less to choose. `own_rule` is what rule `auto` is; `delivers` are
     the roles of frozen tensors that the server changes and sends, `keeps_sent` whether clients keep
-    A and B as they were sent, so that an unchanged factor is not sent again.
+    A and B as they were sent, so that an unchanged factor is not sent again. `ballots` are the
+    forms of what clients vote on, by tensor.
     """
 
     framed: bool = False
+    ballots: Mapping[str, Ballot] = MappingProxyType({})
     name: ClassVar[str]
     adapter: ClassVar[str]
     accepts: ClassVar[frozenset[str]]
@@ -50,6 +54,9 @@ class Hooks:
     @classmethod
     def refuse(cls, scenario: Scenario) -> None:
         """Raise `Incompatible` for what this method cannot go with; by default nothing."""
+
+    def meet(self, layout: Layout) -> None:
+        """Called once in a fedtune run with the adapter's tensors; by default of no interest."""
 
     def broadcast(self, arrays: ArrayRecord) -> ArrayRecord:
         """What clients are sent for the global model; by default that itself."""

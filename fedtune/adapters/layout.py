@@ -16,8 +16,9 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from fedtune.adapters.ballots import Ballot
 from fedtune.adapters.factors import orthonormal
-from fedtune.adapters.ranked import Chosen, Ternary, bits_of, initial_scores
+from fedtune.adapters.ranked import Chosen, Ternary, initial_scores
 from fedtune.randomness import key_of, uniform
 
 SPREAD = 0.03
@@ -71,7 +72,7 @@ class TensorSpec:
         """Bytes of the tensor in a message: numbers of `itemsize` bytes, or a packed ranking."""
         if self.ternary is None:
             return self.size * itemsize
-        return -(-self.size * bits_of(self.size) // 8)
+        return Ballot(self.ternary, self.size, self.size).size
 
 
 @dataclass(frozen=True)
@@ -257,8 +258,9 @@ def _initial(
         kept: Tensor = known[spec.name].detach().float().cpu().clone()
         return kept
     if spec.ternary is not None:
-        draws = uniform(key_of("init", seed, spec.name), spec.shape[:2])
-        return initial_scores(draws, SPREAD)
+        paired = spec.ternary.form == "antithetic"
+        shape = spec.shape[:-1] if paired else spec.shape
+        return initial_scores(uniform(key_of("init", seed, spec.name), shape), SPREAD, spec.ternary)
     if len(spec.shape) < 2 and spec.name.endswith(".weight"):
         return torch.ones(spec.shape)
     if framed and spec.role in ("A", "B"):

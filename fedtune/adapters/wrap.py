@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -110,6 +110,7 @@ def wrap(
     known = {f"base_model.model.{n}": t for n, t in names.items() if n not in base.fresh}
     std = float(getattr(base.model.config, "initializer_range", 0.02))
     initial = initial_tensors(layout, seed, known, std)
+    layout = _from_nothing(model, layout, initial)
     for spec in (spec for spec in layout.specs if spec.parameter):
         parameter = model.get_parameter(spec.parameter)
         if spec.trained or spec.role != "head":
@@ -124,9 +125,22 @@ def _choose_edges(model: PeftModel, section: AdapterSection) -> None:
     for module in model.modules():
         if isinstance(module, LoraLinear):
             factor = module.lora_B["default"]
-            keep = edges_kept(factor.weight.numel(), section.keep)
-            chosen = Chosen(Ternary(keep, section.constant))
+            keep = edges_kept(factor.weight.numel(), section.keep, section.form)
+            chosen = Chosen(Ternary(keep, section.constant, section.form, section.by_magnitude))
             register_parametrization(factor, "weight", chosen, unsafe=True)
+
+
+def _from_nothing(model: PeftModel, layout: Layout, initial: Tensors) -> Layout:
+    """The layout in which signed edges make 0 of their initial scores, also in the model."""
+    specs = []
+    for spec in layout.specs:
+        if spec.ternary is not None and spec.ternary.form == "signed":
+            start = spec.ternary.matrix(initial[spec.name])
+            spec = replace(spec, ternary=replace(spec.ternary, base=start))
+            chosen = model.get_submodule(spec.parameter.removesuffix(".original"))[0]  # type: ignore[index]
+            chosen.ternary = spec.ternary
+        specs.append(spec)
+    return Layout(tuple(specs))
 
 
 def _unscaled(section: AdapterSection) -> AdapterSection:

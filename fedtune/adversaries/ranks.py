@@ -15,8 +15,8 @@ from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedtune.adapters.layout import Layout
-from fedtune.adapters.ranked import pack, positions_of, unpack, vote
+from fedtune.adapters.ballots import Ballot, completed
+from fedtune.adapters.ranked import positions_of, vote
 from fedtune.grids.arrays import records, to_record, to_tensors
 from fedtune.grids.wrapper import GridWrapper
 
@@ -84,7 +84,7 @@ class RankAttackGrid(GridWrapper):
         attack: makes the malicious rankings.
         malicious: logical ids.
         everything: whether the attacker knows the rankings of all, or only of its own clients.
-        layout: the adapter's tensors.
+        ballots: on what clients vote, by the names of the tensors.
     """
 
     def __init__(
@@ -93,14 +93,12 @@ class RankAttackGrid(GridWrapper):
         attack: RankAttack,
         malicious: Sequence[int],
         everything: bool,
-        layout: Layout,
+        ballots: Mapping[str, Ballot],
     ) -> None:
         super().__init__(inner)
         self.attack, self.malicious = attack, frozenset(malicious)
         self.everything = everything
-        self.matrices = {
-            s.name: (s.size, s.ternary.keep) for s in layout.sent if s.ternary is not None
-        }
+        self.ballots = ballots
 
     def incoming(self, replies: list[Message]) -> list[Message]:
         """Craft the malicious replies; errors pass as they are."""
@@ -110,17 +108,20 @@ class RankAttackGrid(GridWrapper):
             return replies
         honest = [message for client, message in answered if client not in self.malicious]
         known = [_tensors(m) for m in (honest if self.everything and honest else mine)]
-        sent = {
-            name: pack(self.attack(self._rankings(known, name, size), keep, len(mine)))
-            for name, (size, keep) in self.matrices.items()
+        crafted = {
+            name: self._crafted([tensors[name] for tensors in known], ballot, len(mine))
+            for name, ballot in self.ballots.items()
         }
         for message in mine:
             key = next(k for k, r in message.content.items() if isinstance(r, ArrayRecord))
-            message.content[key] = to_record({**_tensors(message), **sent})
+            own = _tensors(message)
+            sent = {n: b.recast(own[n], crafted[n]) for n, b in self.ballots.items()}
+            message.content[key] = to_record({**own, **sent})
         return replies
 
-    def _rankings(self, known: Sequence[Mapping[str, Tensor]], name: str, size: int) -> Tensor:
-        return torch.stack([unpack(tensors[name], size) for tensors in known])
+    def _crafted(self, known: Sequence[Tensor], ballot: Ballot, mine: int) -> Tensor:
+        whole = [completed(ballot.read(one)[0], ballot.edges) for one in known]
+        return self.attack(torch.stack(whole), ballot.ternary.keep, mine)
 
 
 def _tensors(message: Message) -> dict[str, Tensor]:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from flwr.serverapp import Grid
 
-from fedtune.adapters.layout import Layout
 from fedtune.adapters.wrap import Adapted, wrap
 from fedtune.adversaries.grid import AttackGrid
 from fedtune.adversaries.ranks import RankAttackGrid
@@ -141,6 +140,7 @@ def build(
     clients = CohortClients(runner, task.clients, store, scenario.run.seed, holdout, method)
     if isinstance(strategy.rule, FLTrust):
         strategy.root = ServerData(runner, task.server_rows, scenario.run.seed)
+    strategy.meet(adapted.layout)
     strategy.opening = make_opening(scenario, clients, task, outer is None)
     eligible, on_error = task.clients.eligible, scenario.faults.on_error
     grid = (
@@ -148,7 +148,7 @@ def build(
         if outer is None
         else NodeGrid(outer, len(task.clients), eligible, on_error)
     )
-    troubled = _troubled(grid, adversary, scenario, strategy, adapted.layout)
+    troubled = _troubled(grid, adversary, scenario, strategy)
     return Federation(
         scenario,
         task,
@@ -167,11 +167,7 @@ def build(
 
 
 def _troubled(
-    grid: Grid,
-    adversary: Adversary,
-    scenario: Scenario,
-    strategy: AdapterStrategy,
-    layout: Layout,
+    grid: Grid, adversary: Adversary, scenario: Scenario, strategy: AdapterStrategy
 ) -> Grid:
     """The grid with the scenario's attack on what is sent, and its faults around that."""
     if adversary.attack is not None:
@@ -185,7 +181,8 @@ def _troubled(
         )
     if adversary.rank_attack is not None:
         everything = scenario.attack.knowledge == "all"
-        grid = RankAttackGrid(grid, adversary.rank_attack, adversary.malicious, everything, layout)
+        ballots = strategy.ballots
+        grid = RankAttackGrid(grid, adversary.rank_attack, adversary.malicious, everything, ballots)
     if scenario.faults.any:
         lost = read_trace("faults.trace", scenario.faults.trace, scenario.clients.count)
         grid = FaultGrid(grid, scenario.faults, scenario.run.seed, lost)

@@ -73,7 +73,8 @@ def traffic(federation: Federation, arrays: Tensors, taking_part: Sequence[list[
     run_down, run_up = (
         sum(pair[way].payload for pair in sizes)
         + round(
-            sum(counts[gone:]) * _each(sizes[-ALIKE:], way, sum(counts[gone - ALIKE : gone]), one)
+            sum(counts[gone:])
+            * _each(sizes[-ALIKE:], way, sum(counts[max(0, gone - ALIKE) : gone]), one)
         )
         for way in (0, 1)
     )

@@ -64,6 +64,15 @@ class AdapterSection(OpenSection):
     constant: Annotated[float, Field(gt=0)] = Field(
         0.1, description="size of an edge, of kind rank"
     )
+    form: Literal["antithetic", "signed"] = Field(
+        "antithetic",
+        description="of kind rank: two edges +c and -c an entry, or one whose sign is voted on too",
+    )
+    by_magnitude: bool = Field(
+        False,
+        description="of kind rank: the edges of highest |score| count, as in the authors' program, "
+        "and not those of highest score",
+    )
 
 
 class EarlyStopping(Section):

@@ -26,10 +26,11 @@ def rankings(seed, n=7, d=30):
 @given(SEEDS, st.integers(1, 300))
 def test_packing_takes_the_promised_bits_and_comes_back(seed, d):
     (ranking,) = rankings(seed, 1, d)
-    packed = ranked.pack(ranking)
+    bits = ranked.bits_of(d)
+    packed = ranked.pack(ranking, bits)
     assert packed.dtype == torch.uint8
     assert len(packed) == -(-d * ranked.bits_of(d) // 8)
-    assert torch.equal(ranked.unpack(packed, d), ranking)
+    assert torch.equal(ranked.unpack(packed, d, bits), ranking)
 
 
 def test_the_bits_of_the_paper():
@@ -85,17 +86,45 @@ def test_scores_take_the_order_and_keep_their_values(seed):
     assert torch.equal(scores.flatten().sort().values, like.flatten().sort().values)
 
 
-@given(SEEDS, st.floats(0.01, 0.99))
-def test_before_round_one_nothing_is_added(seed, share):
+@given(SEEDS, st.floats(0.01, 0.99), st.booleans())
+def test_before_round_one_nothing_is_added(seed, share, by_magnitude):
     draws = torch.from_numpy(np.random.default_rng(seed).normal(size=(6, 4)))
     keep = ranked.edges_kept(draws.numel(), share)
     assert keep % 2 == 0
-    scores = ranked.initial_scores(draws, 0.5)
-    matrix = Ternary(keep, 0.3).matrix(scores)
+    ternary = Ternary(keep, 0.3, by_magnitude=by_magnitude)
+    scores = ranked.initial_scores(draws, 0.5, ternary)
+    matrix = ternary.matrix(scores)
     assert torch.equal(matrix, torch.zeros(6, 4, dtype=matrix.dtype))
-    places = ranked.positions_of(ranked.ranking_of(scores)).view(6, 4, 2)
+    decides = scores.abs() if by_magnitude else scores
+    places = ranked.positions_of(ranked.ranking_of(decides)).view(6, 4, 2)
     assert len(scores.unique()) == scores.numel()
     assert ((places[..., 0] // 2) == (places[..., 1] // 2)).all()
+
+
+@given(SEEDS)
+def test_signed_edges_count_by_size_and_the_gradient_passes(seed):
+    draw = np.random.default_rng(seed)
+    scores = torch.from_numpy(draw.normal(size=(3, 5, 2))).requires_grad_()
+    before = torch.from_numpy(draw.normal(size=(5, 2)))
+    matrix = Ternary(4, 0.5, "signed", base=before).matrix(scores)
+    for one, made in zip(scores.detach(), matrix.detach(), strict=True):
+        chosen = one.abs() >= one.abs().flatten().sort().values[-4]
+        assert torch.equal(made, 0.5 * one.sign() * chosen - before)
+    weight = torch.from_numpy(draw.normal(size=matrix.shape))
+    (matrix * weight).sum().backward()
+    assert torch.equal(scores.grad, 0.5 * weight)
+
+
+@given(SEEDS)
+def test_a_mask_keeps_weights_and_passes_their_gradient(seed):
+    draw = np.random.default_rng(seed)
+    weights = torch.from_numpy(draw.normal(size=(4, 2, 3, 3)))
+    scores = torch.from_numpy(draw.normal(size=weights.shape)).requires_grad_()
+    made = Ternary(10, 1.0, "mask", base=weights).matrix(scores)
+    assert int((made != 0).sum()) == 10
+    assert torch.equal(made[made != 0], weights[made != 0])
+    made.sum().backward()
+    assert torch.equal(scores.grad, weights)
 
 
 @given(SEEDS)
@@ -122,12 +151,13 @@ def test_what_is_no_permutation_is_seen(seed):
     assert not ranked.is_permutation(broken)
 
 
+@pytest.mark.parametrize("form", ["antithetic", "signed"])
 @pytest.mark.parametrize("head", ["shared", "frozen"])
-def test_a_cohort_of_scores_is_clients_one_by_one(head):
+def test_a_cohort_of_scores_is_clients_one_by_one(head, form):
     local = LocalSection(epochs=2, batch_size=3, optimizer="sgd", lr=0.5, momentum=0.9)
     found = []
     for make in (CohortBackend, SequentialBackend):
-        setting = kit.setting(kind="rank", head=head, local=local, dropout=0.2, keep=0.3)
+        setting = kit.setting(kind="rank", head=head, local=local, dropout=0.2, keep=0.3, form=form)
         works = kit.works(setting)
         results = make(setting).train(works, 1)
         found.append([setting.layout.flatten(r.tensors) for r in results])

@@ -41,7 +41,7 @@ def test_a_round_is_the_vote_of_what_clients_send():
         size = before[name].numel()
         sums = np.zeros(size, dtype=np.int64)
         for reply in seen:
-            ranking = ranked.unpack(reply[name], size).numpy()
+            ranking = ranked.unpack(reply[name], size, ranked.bits_of(size)).numpy()
             position = np.empty(size, dtype=np.int64)
             position[ranking] = np.arange(size)
             sums += position
@@ -88,6 +88,32 @@ def test_bytes_are_those_of_packed_rankings_as_planned(tmp_path):
     assert planned.framing_up == done.metrics[0]["framing_up"]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"adapter__form": "signed"},
+        {"adapter__by_magnitude": True},
+        {"strategy__upload": 0.25},
+        {"adapter__form": "signed", "strategy__upload": 0.1, "attack__kind": "vem"},
+    ],
+    ids=["signed", "by_magnitude", "sparse", "sparse attacked"],
+)
+def test_variants_run_as_planned_and_start_from_the_base(tmp_path, options):
+    done = fedtune.run("quickstart", small(**FRL, **options), tmp_path / "run")
+    plain = fedtune.run("quickstart", small(), tmp_path / "plain")
+    assert done.summary["initial"] == pytest.approx(plain.summary["initial"])
+    assert [line["rejected"] for line in done.metrics] == [0, 0]
+    planned = fedtune.plan("quickstart", small(**FRL, **options))
+    assert planned.run_bytes_up == sum(line["bytes_up"] for line in done.metrics)
+    assert planned.run_bytes_down == sum(line["bytes_down"] for line in done.metrics)
+    less = options.get("strategy__upload", 1.0) < 1.0
+    assert (done.metrics[0]["bytes_up"] < done.metrics[0]["bytes_down"]) == less
+    model, batch = load_model(done), build(done.scenario).task.test.gather(torch.arange(64))
+    with torch.no_grad():
+        logits = model(**batch.inputs).logits
+    assert bool(logits.isfinite().all())
+
+
 @pytest.mark.parametrize("break_it", ["twice", "beyond", "short"])
 def test_a_vote_that_is_no_permutation_is_set_aside(break_it):
     made = federation(**WIDE)
@@ -100,10 +126,10 @@ def test_a_vote_that_is_no_permutation_is_set_aside(break_it):
         name = next(s.name for s in made.adapted.layout.sent if s.ternary is not None)
         tensors = to_tensors(next(iter(replies[2].content.array_records.values())))
         size = state.arrays[name].numel()
-        ranking = ranked.unpack(tensors[name], size)
+        ranking = ranked.unpack(tensors[name], size, ranked.bits_of(size))
         if break_it == "twice":
             ranking[0] = ranking[1]
-        packed = ranked.pack(ranking)
+        packed = ranked.pack(ranking, ranked.bits_of(size))
         if break_it == "beyond":
             packed = torch.full_like(packed, 255)
         if break_it == "short":
@@ -114,7 +140,7 @@ def test_a_vote_that_is_no_permutation_is_set_aside(break_it):
         strategy.aggregate_train(1, replies)
     (reason,) = strategy.report.rejected.values()
     assert name in reason
-    assert ("permutation" in reason) == (break_it != "short")
+    assert {"twice": "permutation", "beyond": "permutation", "short": "shape"}[break_it] in reason
     assert len(strategy.report.used) == 9
 
 
