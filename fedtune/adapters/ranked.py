@@ -19,6 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fedtune.randomness import key_of, uniform
+
 BYTE = 8
 Form = Literal["antithetic", "signed", "mask"]
 
@@ -135,6 +137,13 @@ def initial_scores(draws: Tensor, bound: float, ternary: Ternary) -> Tensor:
         return (signs * sizes[ranks]).view(draws.shape)
     spread = torch.linspace(-bound, bound, count, dtype=torch.float64).to(draws)
     return spread[ranks].view(draws.shape)
+
+
+def signed_constants(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Edges of form `mask`: ±√(2/fan_in), Kaiming's standard deviation, signs drawn by name."""
+    fan_in = torch.Size(shape[1:]).numel()
+    signs = torch.where(uniform(key_of("edges", seed, name), shape) < 0.5, -1.0, 1.0)
+    return signs * float((2.0 / fan_in) ** 0.5)
 
 
 def ranking_of(scores: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from fedtune.adapters.layout import (
     load_tensors,
     read_layout,
 )
+from fedtune.adapters.masked import mask
 from fedtune.adapters.ranked import Chosen, Ternary, edges_kept
 from fedtune.errors import ScenarioError
 from fedtune.scenario.schema import AdapterSection
@@ -51,14 +52,15 @@ class Adapted:
     """A base model that carries an adapter.
 
     Attributes:
-        model: the PEFT model, frozen base in the compute precision, in eval mode.
-        config: its `LoraConfig`.
+        model: the PEFT model, frozen base in the compute precision, in eval mode; of form `mask`
+            the model itself.
+        config: its `LoraConfig`, if it has one.
         layout: the adapter's tensors.
         initial: their values before round 1, float32 on the CPU.
     """
 
-    model: PeftModel
-    config: LoraConfig
+    model: PeftModel | PreTrainedModel
+    config: LoraConfig | None
     layout: Layout
     initial: Tensors
 
@@ -85,6 +87,9 @@ def wrap(
     Raises:
         ScenarioError: if the targets match nothing or something that is not a linear layer.
     """
+    if kind == "rank" and section.form == "mask":
+        made = mask(base.model, section, seed, device, dtype, master_dtype(dtype))
+        return Adapted(base.model.eval(), None, *made)
     if kind == "lora-sb":
         section = _unscaled(section)
     whole = [*base.head, *(section.modules_to_save or [])]
@@ -125,6 +130,7 @@ def _choose_edges(model: PeftModel, section: AdapterSection) -> None:
     for module in model.modules():
         if isinstance(module, LoraLinear):
             factor = module.lora_B["default"]
+            assert section.form != "mask"
             keep = edges_kept(factor.weight.numel(), section.keep, section.form)
             chosen = Chosen(Ternary(keep, section.constant, section.form, section.by_magnitude))
             register_parametrization(factor, "weight", chosen, unsafe=True)

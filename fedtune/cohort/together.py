@@ -19,7 +19,13 @@ from fedtune.cohort.base_shift import BaseShift
 from fedtune.cohort.optimizer import StackedOptimizer
 from fedtune.cohort.plan import ClientResult, ClientWork, out_of_patience, step_rates
 from fedtune.cohort.pull import pulls_of
-from fedtune.cohort.stacked import Binding, batch_keys, stack_model, unstack
+from fedtune.cohort.stacked import (
+    Binding,
+    NotStackableError,
+    batch_keys,
+    stack_model,
+    unstack,
+)
 from fedtune.tasks.base import Batch, Inputs, Rows
 
 _NONE = np.empty(0, dtype=np.int64)
@@ -38,6 +44,8 @@ class CohortBackend:
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
+        if setting.adapted.config is None:
+            raise NotStackableError("its own weights are voted on")
         self.binding = Binding()
         trained = {spec.name for spec in setting.layout.trained}
         self.model = setting.adapted.model

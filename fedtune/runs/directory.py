@@ -87,6 +87,11 @@ class RunDirectory:
         return self.path / "adapter"
 
     @property
+    def model(self) -> Path:
+        """The folder of the whole model, of a run whose result is not an adapter."""
+        return self.path / "model"
+
+    @property
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, one a finished round; an unfinished last line is left out."""
         file = self.path / "metrics.jsonl"

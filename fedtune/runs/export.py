@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from fedtune.adapters.factors import exact_factors
 from fedtune.adapters.layout import BASE, Tensors
@@ -24,6 +26,7 @@ from fedtune.runs.build import Federation
 from fedtune.runs.directory import RunDirectory
 from fedtune.scenario.task import TaskSection
 from fedtune.tasks.bases import base_path, load_base, load_tokenizer
+from fedtune.tasks.conv import ConvForImageClassification
 from fedtune.tasks.images import load_processor
 
 FORMATS = ("both", "adapter", "merged")
@@ -31,8 +34,11 @@ A, B, PREFIX = ".lora_A.weight", ".lora_B.weight", "base_model.model."
 
 
 def save_result(federation: Federation, arrays: dict[str, Tensor], directory: RunDirectory) -> None:
-    """Write `adapter/`, and `clients/` where heads are local."""
+    """Write `adapter/` (or `model/`), and `clients/` where heads are local."""
     final = {**federation.adapted.initial, **arrays}
+    if federation.adapted.config is None:
+        save_model(federation, final, directory.model)
+        return
     save_adapter(federation.adapted, final, directory.adapter)
     for client, kept in federation.store.kept.items():
         names = [spec.name for spec in federation.adapted.layout.kept]
@@ -42,8 +48,20 @@ def save_result(federation: Federation, arrays: dict[str, Tensor], directory: Ru
         write_atomically(directory.path / "clients" / f"{client}.safetensors", data)
 
 
+def save_model(federation: Federation, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Write a Transformers folder of a model whose own weights were voted on."""
+    adapted = federation.adapted
+    weights = {n: t.detach().float().cpu() for n, t in adapted.layout.matrices(tensors).items()}
+    assert isinstance(adapted.model, PreTrainedModel)
+    model = ConvForImageClassification(adapted.model.config)
+    model.load_state_dict(weights)
+    model.save_pretrained(folder)
+    _reader(federation.scenario.task).save_pretrained(folder)
+
+
 def save_adapter(adapted: Adapted, tensors: dict[str, Tensor], folder: Path) -> None:
     """Write a folder that `PeftModel.from_pretrained` loads; equal runs give equal bytes."""
+    assert adapted.config is not None
     tensors = {n: t.detach().cpu() for n, t in adapted.layout.folded(tensors).items()}
     tensors, patterns = with_base_moved(tensors, adapted.model)
     plain = {
@@ -84,8 +102,8 @@ def with_base_moved(
     return found, {"rank_pattern": ranks, "alpha_pattern": alphas} if moved else {}
 
 
-def load_model(directory: RunDirectory | str | Path) -> PeftModel:
-    """The run's result as a PEFT model on the CPU, ready to use.
+def load_model(directory: RunDirectory | str | Path) -> PeftModel | PreTrainedModel:
+    """The run's result as a PEFT model on the CPU, ready to use; a whole model where it is one.
 
     Raises:
         ScenarioError: if the run has no result yet.
@@ -98,6 +116,8 @@ def load_model(directory: RunDirectory | str | Path) -> PeftModel:
             f"fedtune run --resume {directory.path}"
         )
     scenario = directory.scenario
+    if directory.model.is_dir():
+        return ConvForImageClassification.from_pretrained(directory.model).eval()
     classes = directory.summary["classes"]
     base = load_base(scenario.task, classes)
     with warnings.catch_warnings():
@@ -126,6 +146,11 @@ def export(directory: RunDirectory, out: Path, form: str) -> list[Path]:
             "export: a least-squares run has no model; its solution is in "
             f"{directory.adapter / 'adapter_model.safetensors'}"
         )
+    if directory.model.is_dir():
+        if form == "adapter":
+            raise ScenarioError("--format 'adapter': the result is a whole model; use 'merged'")
+        shutil.copytree(directory.model, out / "merged", dirs_exist_ok=True)
+        return [out / "merged"]
     local = directory.scenario.task.head == "local"
     if local and form == "merged":
         raise ScenarioError("--format 'merged': every client has a head of its own; use 'adapter'")
@@ -144,6 +169,7 @@ def _export(directory: RunDirectory, out: Path, form: str) -> list[Path]:
             write_atomically(out / "adapter" / file.name, file.read_bytes())
         written.append(out / "adapter")
     if form in ("both", "merged"):
+        assert isinstance(model, PeftModel)
         merged = model.merge_and_unload()
         merged.save_pretrained(out / "merged")
         _reader(directory.scenario.task).save_pretrained(out / "merged")

@@ -96,7 +96,12 @@ class ConsoleObserver:
             f"down, {summary['client_updates_per_second']:.1f} clients/s"
         )
         out.print(f"learning curve: {directory.path / 'curve.png'}")
-        out.print(f"adapter:        {directory.adapter}")
+        whole = directory.model.is_dir()
+        out.print(
+            f"model:          {directory.model}"
+            if whole
+            else f"adapter:        {directory.adapter}"
+        )
 
 
 def _metric(found: dict[str, float]) -> str:

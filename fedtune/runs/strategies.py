@@ -66,6 +66,11 @@ def adapter_kind(scenario: Scenario) -> str:
             f"adapter.kind = {kind!r}: strategy {cls.name!r} needs one of: "
             f"{', '.join(sorted(cls.accepts))}"
         )
+    if scenario.adapter.form != "antithetic" and kind != "rank":
+        raise Incompatible(
+            f"adapter.form = {scenario.adapter.form!r}: is of kind 'rank', not {kind!r}; allowed: "
+            "antithetic"
+        )
     return kind
 
 

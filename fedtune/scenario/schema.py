@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 from fedtune.scenario.clients import ClientsSection
 from fedtune.scenario.compare import CompareSection
 from fedtune.scenario.section import Beta, OpenSection, Section, Share
-from fedtune.scenario.task import TaskSection
+from fedtune.scenario.task import CONV, TaskSection
 from fedtune.scenario.trouble import AttackSection, FaultsSection
 
 INCOMPATIBLE = "incompatible"
@@ -64,9 +64,10 @@ class AdapterSection(OpenSection):
     constant: Annotated[float, Field(gt=0)] = Field(
         0.1, description="size of an edge, of kind rank"
     )
-    form: Literal["antithetic", "signed"] = Field(
+    form: Literal["antithetic", "signed", "mask"] = Field(
         "antithetic",
-        description="of kind rank: two edges +c and -c an entry, or one whose sign is voted on too",
+        description="of kind rank: two edges +c and -c an entry of B, or one whose sign is voted "
+        "on too; mask: the random weights of builtin:conv themselves",
     )
     by_magnitude: bool = Field(
         False,
@@ -248,6 +249,12 @@ class Scenario(Section):
                 f"clients.participation.value: has {len(value)} probabilities for "
                 f"clients.count = {self.clients.count}"
             )
+        if (self.adapter.form == "mask") != (self.task.base == CONV):
+            raise _incompatible(
+                f"adapter.form = {self.adapter.form!r}: 'mask' and task.base = {CONV!r} go together"
+            )
+        if self.adapter.form == "mask" and self.task.head != "shared":
+            raise _incompatible('task.head: with adapter.form = "mask" all layers are voted on')
         if self.adapter.kind == "none":
             if self.task.head == "frozen":
                 raise _incompatible('adapter.kind = "none": task.head = "frozen" trains nothing')

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from fedtune.scenario.section import Section
 
 LINEAR, SQUARES = "builtin:linear", "builtin:least-squares"
+CONV = "builtin:conv"
 
 
 class TaskSection(Section):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
@@ -23,9 +24,10 @@ from transformers.utils import logging as transformers_logging
 
 from fedtune.adapters.wrap import PretrainedBase
 from fedtune.errors import ScenarioError, first_line
-from fedtune.scenario.task import TaskSection
+from fedtune.scenario.task import CONV, TaskSection
+from fedtune.tasks.conv import ConvForImageClassification
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 MODELS = {
     "image-classification": (AutoModelForImageClassification, "pixel_values"),
     "text-classification": (AutoModelForSequenceClassification, "input_ids"),
@@ -48,10 +50,11 @@ def base_path(source: str) -> str:
             raise ScenarioError(f"task.base = {source!r}: no such folder")
         return str(folder) if folder.is_dir() else source
     name = source.removeprefix("builtin:")
+    needed = CONFIG if source == CONV else WEIGHTS
     beside = Path(str(resources.files("fedtune") / "builtin"))
     folders = [beside, *(Path(place) / "fedtune" / "builtin" for place in sys.path)]
     for folder in folders:
-        if (folder / name / WEIGHTS).is_file():
+        if (folder / name / needed).is_file():
             return str(folder / name)
     names = sorted({file.parent.name for folder in folders for file in folder.glob(f"*/{WEIGHTS}")})
     if not names:
@@ -74,6 +77,8 @@ def load_base(task: TaskSection, classes: list[str]) -> PretrainedBase:
         ScenarioError: if it cannot be loaded, or is no model for this kind of task.
     """
     path = base_path(task.base)
+    if task.base == CONV:
+        return _random(path, classes)
     auto, takes = MODELS[task.kind]
     labels: dict[str, Any] = {}
     if task.kind != "causal-lm":
@@ -105,6 +110,15 @@ def load_base(task: TaskSection, classes: list[str]) -> PretrainedBase:
         raise _unfit(task, model, "has no head of its own")
     outside = {n.rpartition(".")[0] for n in fresh if n.split(".")[0] not in head}
     return PretrainedBase(model, [*head, *sorted(outside)], frozenset(fresh), path)
+
+
+def _random(path: str, classes: list[str]) -> PretrainedBase:
+    """A network that was never trained, and has no head apart from the rest."""
+    names = dict(enumerate(classes))
+    config = AutoConfig.from_pretrained(
+        path, id2label=names, label2id={n: i for i, n in names.items()}
+    )
+    return PretrainedBase(ConvForImageClassification(config), [], frozenset(), path)
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:

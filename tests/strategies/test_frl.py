@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord
 from safetensors.torch import load_file
+from transformers import AutoModelForImageClassification
 
 import fedtune
 from fedtune.adapters import ranked
@@ -14,6 +17,7 @@ from fedtune.adversaries.ranks import RankAttackGrid, ReverseRanks, Vulnerable
 from fedtune.errors import ScenarioError
 from fedtune.grids.arrays import to_record, to_tensors
 from fedtune.runs.build import build, settle_paths
+from fedtune.runs.checkpoints import load_checkpoint
 from fedtune.runs.export import load_model
 from fedtune.runs.loop import one_round, start_state
 from fedtune.scenario import load_scenario
@@ -230,3 +234,60 @@ def test_what_it_does_not_go_with(tmp_path, change, message):
     with pytest.raises(ScenarioError, match=message):
         fedtune.run("quickstart", small(**{**FRL, **change}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+SCRATCH = {"local.epochs": None, "local.steps": 4, "clients.count": 6, "engine.threads": 1}
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    """FRL from random weights, as its authors have it."""
+    path = tmp_path_factory.mktemp("scratch") / "run"
+    return fedtune.run("frl-from-scratch", {**SCRATCH, "run.rounds": 4}, path)
+
+
+def test_from_random_weights_the_result_is_a_model_with_the_runs_own_logits(scratch):
+    model = AutoModelForImageClassification.from_pretrained(scratch.path / "model").eval()
+    made = build(scratch.scenario, scratch.read_partition())
+    state = start_state(made, load_checkpoint(scratch.checkpoints))
+    batch = made.task.test.gather(torch.arange(50))
+    own = made.engine.backend.logits(state.arrays, batch.inputs)
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch.inputs).logits, own, atol=1e-5, rtol=1e-5)
+    assert not (scratch.path / "adapter").exists()
+    assert isinstance(load_model(scratch), type(model))
+    assert scratch.summary["final"]["accuracy"] > 1.5 * scratch.summary["initial"]["accuracy"]
+
+
+def test_from_random_weights_half_of_each_layer_is_kept_and_no_weight_changes(scratch):
+    saved = load_file(scratch.path / "model" / "model.safetensors")
+    for name, weight in saved.items():
+        constants = ranked.signed_constants(name, tuple(weight.shape), 0)
+        kept = weight != 0
+        assert int(kept.sum()) == weight.numel() // 2
+        assert torch.equal(weight[kept], constants[kept])
+
+
+def test_from_random_weights_a_resumed_run_is_the_same(scratch, tmp_path):
+    shutil.copytree(scratch.path, tmp_path / "cut")
+    for file in (tmp_path / "cut" / "checkpoints").glob("round-000004*"):
+        file.unlink()
+    again = fedtune.resume(tmp_path / "cut")
+    assert lines(again) == lines(scratch)
+    file = "model/model.safetensors"
+    assert (again.path / file).read_bytes() == (scratch.path / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"task.base": "builtin:vit-letters"}, "'mask' and task.base"),
+        ({"adapter.form": "signed"}, "'mask' and task.base"),
+        ({"task.head": "local"}, "all layers are voted on"),
+        ({"strategy.name": "fedavg", "adapter.kind": "rank"}, "needs one of"),
+        ({"strategy.name": "fedavg"}, "is of kind 'rank', not 'lora'"),
+    ],
+)
+def test_a_mask_of_anything_else_is_refused(changes, said):
+    with pytest.raises(ScenarioError, match=said):
+        fedtune.plan("frl-from-scratch", changes)
