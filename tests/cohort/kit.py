@@ -67,7 +67,14 @@ HEADS = {vit: "classifier", bert: "classifier", roberta: "classifier", gpt2: "sc
 
 
 def adapted(
-    model=vit, kind="lora", head="shared", dtype=torch.float64, seed=3, device="cpu", **adapter
+    model=vit,
+    kind="lora",
+    head="shared",
+    dtype=torch.float64,
+    seed=3,
+    device="cpu",
+    delivers=(),
+    **adapter,
 ) -> Adapted:
     """A random base model with an adapter; equal arguments give equal weights."""
     torch.manual_seed(seed)
@@ -76,7 +83,7 @@ def adapted(
     section = AdapterSection(**{"rank": 3, "alpha": 6.0, **adapter})
     return wrap(
         PretrainedBase(base, [HEADS[model]], names, "nowhere"),
-        section, kind, head, seed, torch.device(device), dtype,
+        section, kind, head, seed, torch.device(device), dtype, delivers,
     )  # fmt: skip
 
 
@@ -142,11 +149,15 @@ def change(setting: Setting, results, works) -> dict[int, torch.Tensor]:
 def products(setting: Setting, tensors) -> torch.Tensor:
     """What is added to the base, as one float64 vector."""
     parts = []
+    framed = any(spec.role == "R" for spec in setting.layout.specs)
     for spec in setting.layout.specs:
         value = tensors[spec.name].double()
-        if spec.role == "B":
+        if spec.role == "R":
+            value = value @ tensors[spec.name.replace("lora_R", "lora_A")].double()
+            value = tensors[spec.name.replace("lora_R", "lora_B")].double() @ value
+        elif spec.role == "B":
             value = value @ tensors[spec.name.replace("lora_B", "lora_A")].double()
-        if spec.role != "A":
+        if spec.role != "A" and not (framed and spec.role == "B"):
             parts.append(value.reshape(-1))
     return torch.cat(parts)
 

@@ -12,6 +12,7 @@ from fedtune.cohort import stacked, together
 from fedtune.cohort.onebyone import SequentialBackend
 from fedtune.cohort.plan import plan_work
 from fedtune.cohort.pull import Pull
+from fedtune.cohort.stacked import adapted_layers
 from fedtune.cohort.together import CohortBackend
 from fedtune.scenario.schema import EarlyStopping, LocalSection
 from tests.cohort import kit
@@ -45,7 +46,7 @@ def rows_of(work):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("kind", ["lora", "ffa"])
+@pytest.mark.parametrize("kind", ["lora", "ffa", "lora-sb"])
 @pytest.mark.parametrize("head", ["shared", "frozen"])
 def test_three_rounds_of_ragged_clients_agree_in_float64(name, kind, head):
     local = LocalSection(epochs=3, batch_size=3, **OPTIMIZERS[name])
@@ -67,7 +68,7 @@ def test_three_rounds_of_ragged_clients_agree_in_float64(name, kind, head):
 
 
 @pytest.mark.parametrize("model", [kit.bert, kit.roberta, kit.gpt2])
-@pytest.mark.parametrize("kind", ["lora", "ffa"])
+@pytest.mark.parametrize("kind", ["lora", "ffa", "lora-sb"])
 def test_token_models_with_sequences_of_unequal_length_agree(model, kind):
     local = LocalSection(
         steps=5, batch_size=4, accumulation=2, schedule="cosine", warmup=1, lr=0.01
@@ -230,3 +231,78 @@ def test_one_step_of_a_pulled_client_is_the_step_of_its_penalised_loss():
     )
     (result,) = backend.train([replace(work, pull=Pull(linear, anchor, 0.7))], 1)
     assert kit.distance(setting.layout.flatten(result.tensors), expected) < 1e-12
+
+
+@pytest.mark.parametrize("factor", ["A", "B"])
+@pytest.mark.parametrize("make", [CohortBackend, SequentialBackend])
+def test_what_is_not_trained_this_time_stays_and_the_rest_is_trained_alike(make, factor):
+    """One factor by turns (RoLoRA): `only` B is kind `ffa`, with the same A."""
+    local = LocalSection(epochs=2, batch_size=3, optimizer="adamw", lr=0.05, weight_decay=0.1)
+    setting = kit.setting(local=local, dropout=0.1)
+    state = kit.stirred(setting)
+    only = frozenset(n for n in state if f".lora_{factor}." not in n)
+    works = [replace(w, only=only) for w in kit.works(setting, state=state)]
+    results = make(setting).train(works, 1)
+    assert all(set(r.tensors) == only for r in results)
+    if factor == "B":
+        return
+    other = kit.setting(local=local, dropout=0.1, kind="ffa")
+    frozen = {s.name: state[s.name] for s in other.layout.frozen}
+    other.adapted.initial.update(frozen)
+    twins = make(other).train(kit.works(other, state={n: state[n] for n in only}), 1)
+    for one, twin in zip(results, twins, strict=True):
+        for name in only:
+            assert (
+                kit.distance(one.tensors[name] - state[name], twin.tensors[name] - state[name])
+                < FLOAT64
+            )
+
+
+def test_constants_of_a_state_take_the_place_of_the_initial_ones():
+    """FedSVD's A of the round, on both backends, against the model that begins with it."""
+    found = []
+    for make in (CohortBackend, SequentialBackend):
+        setting = kit.setting(kind="ffa")
+        state = kit.stirred(setting)
+        own = {
+            s.name: 2.0 * setting.adapted.initial[s.name].double() for s in setting.layout.frozen
+        }
+        backend = make(setting)
+        found.append(backend.gradient(kit.works(setting, state={**state, **own})))
+        plain = backend.gradient(kit.works(setting, state=state)) if make is CohortBackend else None
+        if plain is not None:
+            assert kit.distance(found[0], plain) > 0.1
+    assert kit.distance(*found) < FLOAT64
+
+
+def test_a_base_that_moves_is_the_base_with_what_is_added():
+    """W + s·ΔW on both backends, on BERT and on GPT-2, whose weights are transposed."""
+    for model in (kit.bert, kit.gpt2):
+        found = []
+        for make in (CohortBackend, SequentialBackend):
+            setting = kit.setting(model, delivers=("W",))
+            state = kit.stirred(setting)
+            torch.manual_seed(0)
+            moved = {
+                s.name: 0.05 * torch.randn(s.shape, dtype=torch.float64)
+                for s in setting.layout.specs
+                if s.role == "W"
+            }
+            assert moved
+            backend = make(setting)
+            rows = torch.arange(5)
+            inputs = {k: v[rows] for k, v in setting.data.inputs.items()}
+            still = backend.logits(state, inputs)
+            with_it = backend.logits({**state, **moved}, inputs)
+            zero = {name: torch.zeros_like(t) for name, t in moved.items()}
+            assert torch.equal(backend.logits({**state, **zero}, inputs), still)
+            found.append(with_it)
+            name = next(iter(moved)).removesuffix(".base.weight")
+            layer, scaling = adapted_layers(setting.adapted.model)[name]
+            weight = layer.weight.detach().clone()
+            backend.logits({**state, **moved}, inputs)
+            step = layer.weight.detach() - weight
+            step = step.T if model is kit.gpt2 else step
+            torch.testing.assert_close(step, scaling * moved[f"{name}.base.weight"])
+        torch.testing.assert_close(found[0], found[1])
+        assert kit.distance(found[0], still) > 1e-3

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from peft import get_peft_model_state_dict
+from torch.func import functional_call
 
 from fedtune.cohort.together import CohortBackend
 from fedtune.scenario.schema import LocalSection
@@ -58,3 +59,52 @@ def test_plain_sgd_follows_the_same_products_when_scale_and_rate_trade():
         changes.append({c: alpha / 3.0 * change for c, change in moved.items()})
     for client in changes[0]:
         assert kit.distance(changes[0][client], changes[1][client]) < 1e-9
+
+
+def test_one_client_of_lora_sb_is_training_r_by_hand():
+    """W + B·R·A put into the plain base by hand, R differentiated, torch's own AdamW."""
+    local = LocalSection(epochs=2, batch_size=4, optimizer="adamw", lr=0.01, weight_decay=0.1)
+    torch.manual_seed(3)
+    base = kit.vit().double().eval()
+    setting = kit.setting(kit.vit, local, kind="lora-sb", head="frozen")
+    plain = dict(base.named_parameters())
+    head = {
+        n: setting.adapted.initial[f"base_model.model.{n}"].double()
+        for n in plain
+        if n.startswith("classifier")
+    }
+    work = kit.works(setting, sizes=(11,), state=kit.stirred(setting))[0]
+    result = CohortBackend(setting).train([work], 1)[0]
+
+    frames = {
+        name.removeprefix("base_model.model.").removesuffix(".lora_R.weight"): (
+            setting.adapted.initial[name.replace("lora_R", "lora_B")].double(),
+            start.clone().requires_grad_(),
+            setting.adapted.initial[name.replace("lora_R", "lora_A")].double(),
+        )
+        for name, start in work.state.items()
+    }
+    optimizer = torch.optim.AdamW([r for _, r, _ in frames.values()], lr=0.01, weight_decay=0.1)
+    for step in work.steps:
+        rows = torch.from_numpy(step[0])
+        weights = {
+            f"{n}.weight": plain[f"{n}.weight"] + b @ r @ a for n, (b, r, a) in frames.items()
+        }
+        out = functional_call(
+            base,
+            {**weights, **head},
+            kwargs={"pixel_values": setting.data.inputs["pixel_values"][rows]},
+        )
+        loss = torch.nn.functional.cross_entropy(out.logits, setting.data.targets[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for layer, (_, r, _) in frames.items():
+        found = result.tensors[f"base_model.model.{layer}.lora_R.weight"]
+        assert (
+            kit.distance(
+                found - work.state[f"base_model.model.{layer}.lora_R.weight"],
+                r.detach() - work.state[f"base_model.model.{layer}.lora_R.weight"],
+            )
+            < 1e-8
+        )
