@@ -10,10 +10,8 @@ from torch import Tensor
 
 from fedtune.participation import IntervalEstimate
 from fedtune.rules import Updates
-from strategies.base import AdapterStrategy
-from strategies.hooks import Count, Positive, under
-
-ESTIMATE = "estimate."
+from fedtune.server.base import AdapterStrategy
+from fedtune.server.hooks import Count, Positive
 
 
 class FedAvgUnbiased(AdapterStrategy):
@@ -34,6 +32,7 @@ class FedAvgUnbiased(AdapterStrategy):
     accepts: ClassVar[frozenset[str]] = frozenset({"lora", "ffa", "lora-sb", "none"})
     auto_weights: ClassVar[str] = "uniform"
     weighs_by_probability: ClassVar[bool] = True
+    remembers: ClassVar[tuple[str, ...]] = ("estimate",)
 
     def __init__(self, *, cutoff: Count = 50, most: Positive = 100.0, **common: Any) -> None:
         super().__init__(**common)
@@ -59,13 +58,3 @@ class FedAvgUnbiased(AdapterStrategy):
         scale = self.inverse_of(updates.clients) * (len(updates) / len(self._directory.clients))
         self.report.notes["weight"] = float(scale.mean())
         return updates.mixed(torch.diag(scale))
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """With what the estimate is made of."""
-        own = {ESTIMATE + name: t for name, t in self.estimate.state_dict().items()}
-        return {**super().state_dict(), **own}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state_dict` gave."""
-        super().load_state_dict(state)
-        self.estimate.load_state_dict(under(ESTIMATE, state))

@@ -14,9 +14,9 @@ from fedtune.apps.held import base_moved, next_version
 from fedtune.errors import Incompatible
 from fedtune.grids.arrays import to_record, to_tensors
 from fedtune.scenario import Scenario
-from strategies.base import AdapterStrategy
-from strategies.hooks import Count
-from strategies.residuals import Residuals
+from fedtune.server.base import AdapterStrategy
+from fedtune.server.hooks import Count
+from fedtune.server.residuals import Residuals
 
 A, B = ".lora_A.weight", ".lora_B.weight"
 
@@ -25,7 +25,7 @@ class FedExLoRA(AdapterStrategy):
     """FedIT, then W ← W + s·ΔW_res on the server and on every client, so that nothing is lost.
 
     ΔW_res = Σ p_k B_k·A_k - B̄·Ā has rank (K-1)r at most and is sent as factors of that rank; a
-    client that missed rounds is sent those of all rounds, or all of W's change where that is less.
+    client that missed rounds is sent those of all, or all of W's change where that is less.
 
     Args:
         residual_rank: send the best approximation of that rank instead; what it leaves out is in
@@ -38,6 +38,7 @@ class FedExLoRA(AdapterStrategy):
     accepts: ClassVar[frozenset[str]] = frozenset({"lora"})
     delivers: ClassVar[frozenset[str]] = frozenset({"W"})
     clients_keep: ClassVar[bool] = True
+    remembers: ClassVar[tuple[str, ...]] = ("residuals",)
 
     def __init__(self, *, residual_rank: Count | None = None, **common: Any) -> None:
         super().__init__(**common)
@@ -99,12 +100,3 @@ class FedExLoRA(AdapterStrategy):
             for n, t in self._model.items()
             if n.endswith(B)
         }
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """With the residuals that a client may still need."""
-        return {**super().state_dict(), **self.residuals.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state_dict` gave."""
-        super().load_state_dict(state)
-        self.residuals.load_state_dict(state)

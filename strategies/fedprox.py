@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 from fedtune.apps.rounds import ClientRound, ClientView, Done, RoundFunction, Train
 from fedtune.cohort.plan import ClientResult
 from fedtune.cohort.pull import Pull
+from fedtune.server.hooks import NotNegative
 from strategies.fedavg import FedAvg
-from strategies.hooks import NotNegative
 
 
 def fedprox_round(view: ClientView) -> ClientRound:

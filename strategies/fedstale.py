@@ -11,10 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from fedtune.rules import Updates
+from fedtune.server.hooks import Count, Positive
 from strategies.fedavg_unbiased import FedAvgUnbiased
-from strategies.hooks import Count, Positive, under
 
-MEMORY, MEAN = "memory.", "mean"
 Beta = Literal["auto"] | Annotated[float, Field(ge=0, le=1)]
 
 
@@ -35,6 +34,7 @@ class FedStale(FedAvgUnbiased):
     """
 
     name: ClassVar[str] = "fedstale"
+    remembers: ClassVar[tuple[str, ...]] = ("estimate", "memory", "mean")
 
     def __init__(
         self, *, beta: Beta = 0.5, cutoff: Count = 50, most: Positive = 100.0, **common: Any
@@ -75,17 +75,6 @@ class FedStale(FedAvgUnbiased):
         )
         found = float((along * inverse).sum()) / squares if squares > 0 else 0.0
         return min(1.0, max(0.0, found))
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """With the memory and its mean."""
-        own = {f"{MEMORY}{client}": update for client, update in self.memory.items()}
-        return {**super().state_dict(), **own, **({} if self.mean is None else {MEAN: self.mean})}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state_dict` gave."""
-        super().load_state_dict(state)
-        self.memory = {int(client): update for client, update in under(MEMORY, state).items()}
-        self.mean = state.get(MEAN)
 
 
 def _with_added(updates: Updates, row: Tensor, times: float) -> Updates:

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from fedtune.adapters.factors import refactored
+from fedtune.server.hooks import Count, NotNegativeCount
 from strategies.ffa_lora import FROZEN, FFALoRA
-from strategies.hooks import Count, NotNegativeCount
 
 TRAINED = ".lora_B."
 

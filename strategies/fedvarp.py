@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from fedtune.server.hooks import Count, Positive
 from strategies.fedstale import FedStale
-from strategies.hooks import Count, Positive
 
 
 class FedVARP(FedStale):

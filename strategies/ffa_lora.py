@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from strategies.base import AdapterStrategy
+from fedtune.server.base import AdapterStrategy
 
 FROZEN = ".lora_A."
 

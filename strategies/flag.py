@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 from fedtune.rules.flag import Flag as FlagRule
-from strategies.base import AdapterStrategy
-from strategies.hooks import Count, NotNegative
+from fedtune.server.base import AdapterStrategy
+from fedtune.server.hooks import Count, NotNegative
 
 
 class Flag(AdapterStrategy):

@@ -15,29 +15,23 @@ from fedtune.adapters.layout import Layout, TensorSpec
 from fedtune.apps.rounds import ClientRound, ClientView, Done, RoundFunction, Train
 from fedtune.cohort.plan import ClientResult
 from fedtune.grids.arrays import to_record, to_tensors
-from strategies.base import AdapterStrategy
+from fedtune.server.base import AdapterStrategy
 
 Part = Annotated[float, Field(gt=0, le=1)]
 
 
 def frl_round(view: ClientView) -> ClientRound:
     """Put the initial scores in the order that was sent, train them, send the order of the top."""
-    upload = float(view.config["upload"])
-    whole = {s.name: ballot_of(s) for s in view.layout.trained if s.ternary is not None}
-    part = {s.name: ballot_of(s, upload) for s in view.layout.trained if s.ternary is not None}
+    ranked = {s.name: (s.ternary, s.size) for s in view.layout.trained if s.ternary is not None}
     start = {
-        name: ballot.rebuilt(view.state[name].to(torch.uint8), view.initial[name])
-        for name, ballot in whole.items()
+        name: Ballot.on(*edges).rebuilt(view.state[name].to(torch.uint8), view.initial[name])
+        for name, edges in ranked.items()
     }
     result: ClientResult = yield Train({**view.state, **start})
     sent = {s.name: result.tensors[s.name] for s in view.layout.sent}
-    return Done(result, {n: part[n].cast(t) if n in part else t for n, t in sent.items()})
-
-
-def ballot_of(spec: TensorSpec, upload: float = 1.0) -> Ballot:
-    """The form of the ballots on a matrix, of which that share is listed."""
-    assert spec.ternary is not None
-    return Ballot(spec.ternary, spec.size, max(1, round(upload * spec.size)))
+    upload = float(view.config["upload"])
+    cast = {name: Ballot.on(*edges, upload).cast(sent[name]) for name, edges in ranked.items()}
+    return Done(result, {**sent, **cast})
 
 
 class FRL(AdapterStrategy):
@@ -45,8 +39,7 @@ class FRL(AdapterStrategy):
 
     The server keeps scores, of which only the order (and, of signed edges, the signs) goes to the
     clients and comes back; the new order is that of the sums of positions, one client one vote. The
-    rule, if any, is for what else is trained (a shared head). A reply that is no permutation is set
-    aside. It needs fedtune's clients.
+    rule, if any, is for what else is trained (a shared head). It needs fedtune's clients.
 
     Args:
         upload: share of each ranking that clients send, from the top; other edges count as
@@ -67,9 +60,9 @@ class FRL(AdapterStrategy):
 
     def meet(self, layout: Layout) -> None:
         """Learn which tensors are scores."""
-        ranked = [spec for spec in layout.sent if spec.ternary is not None]
-        self._whole = {spec.name: ballot_of(spec) for spec in ranked}
-        self.ballots = {spec.name: ballot_of(spec, self.upload) for spec in ranked}
+        ranked = {s.name: (s.ternary, s.size) for s in layout.sent if s.ternary is not None}
+        self._whole = {name: Ballot.on(*edges) for name, edges in ranked.items()}
+        self.ballots = {name: Ballot.on(*edges, self.upload) for name, edges in ranked.items()}
 
     def client_config(self) -> dict[str, bool | float | str]:
         """How much clients send."""
@@ -92,8 +85,8 @@ class FRL(AdapterStrategy):
 
     def fault(self, tensors: dict[str, Tensor]) -> str | None:
         """Whether a ballot of a reply is none."""
-        faults = ((name, ballot.fault(tensors[name])) for name, ballot in self.ballots.items())
-        return next((f"{name} {fault}" for name, fault in faults if fault), None)
+        faults = {name: ballot.fault(tensors[name]) for name, ballot in self.ballots.items()}
+        return next((f"{name} {fault}" for name, fault in faults.items() if fault), None)
 
     def combine(self, replies: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The vote, as scores."""

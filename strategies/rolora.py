@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
 from flwr.app import ArrayRecord
-from torch import Tensor
 
 from fedtune.adapters.layout import TensorSpec
 from fedtune.apps.rounds import ClientRound, ClientView, Done, RoundFunction, Train
 from fedtune.cohort.plan import ClientResult
-from strategies.base import AdapterStrategy
-from strategies.hooks import Count
+from fedtune.server.base import AdapterStrategy
+from fedtune.server.hooks import Count
 
-FACTORS, DONE = ("B", "A"), "rounds"
+FACTORS = ("B", "A")
 
 
 def rolora_round(view: ClientView) -> ClientRound:
@@ -45,16 +43,17 @@ class RoLoRA(AdapterStrategy):
     client_round: ClassVar[RoundFunction] = staticmethod(rolora_round)
     keeps_sent: ClassVar[bool] = True
     changes_basis: ClassVar[bool] = True
+    remembers: ClassVar[tuple[str, ...]] = ("done",)
 
     def __init__(self, *, period: Count = 1, **common: Any) -> None:
         super().__init__(**common)
         self.period = period
-        self._done = 0
+        self.done = 0
         self._factor = FACTORS[0]
 
     def broadcast(self, arrays: ArrayRecord) -> ArrayRecord:
         """Both factors; whose turn it is is settled here."""
-        self._factor = self._turn(self._done)
+        self._factor = self._turn(self.done)
         return arrays
 
     def _turn(self, done: int) -> str:
@@ -76,16 +75,7 @@ class RoLoRA(AdapterStrategy):
 
     def heard(self, clients: list[int]) -> None:
         """Count the round, if there was a reply."""
-        self._done += bool(clients)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """With the number of rounds that count."""
-        return {**super().state_dict(), DONE: torch.tensor(self._done)}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state_dict` gave."""
-        super().load_state_dict(state)
-        self._done = int(state[DONE])
+        self.done += bool(clients)
 
 
 def _other(factor: str) -> str:

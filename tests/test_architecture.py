@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ORDER = [
     "errors", "files", "randomness", "version", "scenario", "adapters", "tasks", "cohort",
-    "rules", "participation", "grids", "adversaries", "apps", "strategies", "reporting",
-    "runs", "comparison", "cli",
+    "rules", "participation", "grids", "adversaries", "apps", "server", "strategies",
+    "reporting", "runs", "comparison", "cli",
 ]  # fmt: skip
 MATHEMATICS = {"adapters", "cohort", "rules", "randomness", "participation"}
 PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy"}

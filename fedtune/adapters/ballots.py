@@ -37,6 +37,11 @@ class Ballot:
     edges: int
     listed: int
 
+    @classmethod
+    def on(cls, ternary: Ternary, edges: int, share: float = 1.0) -> Ballot:
+        """Ballots that list that share of the edges, one at least."""
+        return cls(ternary, edges, max(1, round(share * edges)))
+
     @property
     def signs(self) -> int:
         """How many signs follow the edges."""

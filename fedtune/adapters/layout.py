@@ -72,7 +72,7 @@ class TensorSpec:
         """Bytes of the tensor in a message: numbers of `itemsize` bytes, or a packed ranking."""
         if self.ternary is None:
             return self.size * itemsize
-        return Ballot(self.ternary, self.size, self.size).size
+        return Ballot.on(self.ternary, self.size).size
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,21 @@ class ClientView:
     initial: Tensors
     local: LocalSection
 
+    def start(self) -> Tensors:
+        """What it trains, as it was before round 1."""
+        return {s.name: self.initial[s.name].to(self.state[s.name]) for s in self.layout.trained}
+
+    def recall(self, what: str) -> Tensors | None:
+        """What it kept under that name, or None; of the tensors that it trains."""
+        names = [spec.name for spec in self.layout.trained]
+        if what + names[0] not in self.kept:
+            return None
+        return {name: self.kept[what + name].to(self.state[name]) for name in names}
+
+    def keep(self, what: str, tensors: Tensors) -> None:
+        """Keep tensors that it trains under a name."""
+        self.kept.update({what + spec.name: tensors[spec.name] for spec in self.layout.trained})
+
 
 @dataclass(frozen=True)
 class Done:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -32,12 +31,10 @@ from fedtune.runs.opening import make_opening
 from fedtune.runs.strategies import adapter_kind, delivered_roles, make_strategy
 from fedtune.runs.traces import read_trace
 from fedtune.scenario.schema import Scenario
+from fedtune.server.base import AdapterStrategy
 from fedtune.tasks.base import Rows
 from fedtune.tasks.library import Library
 from fedtune.tasks.load import Task, load_task
-
-if TYPE_CHECKING:
-    from strategies.base import AdapterStrategy
 
 DTYPES = {
     "float32": torch.float32,

@@ -6,13 +6,13 @@ import numpy as np
 
 from fedtune.adapters.layout import Tensors
 from fedtune.apps.clients import CohortClients
-from fedtune.apps.frame import Opening
 from fedtune.apps.opening import engine_gradients, some_rows
 from fedtune.apps.server_data import SERVER
 from fedtune.cohort.base_gradient import base_shapes
 from fedtune.cohort.plan import planned_steps
 from fedtune.errors import Incompatible
 from fedtune.scenario import Scenario
+from fedtune.server.frame import Opening
 from fedtune.tasks.load import Task
 
 WARMUP_SHARE = 0.02

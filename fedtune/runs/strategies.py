@@ -7,7 +7,7 @@ import inspect
 import logging
 import pkgutil
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, cast, get_type_hints
+from typing import Any, cast, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -17,12 +17,9 @@ from fedtune.rules import RULES, ServerOptimizer, make_pre, make_rule, make_serv
 from fedtune.rules.base import Stateful
 from fedtune.runs.traces import read_trace
 from fedtune.scenario.schema import PreSection, RuleSection, Scenario, ServerOptimizerSection
-
-if TYPE_CHECKING:
-    from strategies.base import AdapterStrategy
+from fedtune.server.base import AdapterStrategy
 
 GROUP = "fedtune.strategies"
-ABSTRACT = {"base", "downlink", "hooks", "residuals"}
 SHARED = ("name", "rule", "pre", "server_optimizer", "f")
 
 
@@ -31,7 +28,7 @@ def strategy_names() -> list[str]:
     found = {point.name for point in entry_points(group=GROUP)}
     package = importlib.import_module("strategies")
     modules = {m.name.replace("_", "-") for m in pkgutil.iter_modules(package.__path__)}
-    return sorted(found | (modules - ABSTRACT))
+    return sorted(found | modules)
 
 
 def find_strategy(name: str) -> type[AdapterStrategy]:
@@ -278,7 +275,7 @@ def _part(
 
 def _own_parameters(cls: type[Any]) -> list[str]:
     """Keyword arguments that the class adds to those every strategy has."""
-    shared = inspect.signature(importlib.import_module("strategies.base").AdapterStrategy.__init__)
+    shared = inspect.signature(AdapterStrategy.__init__)
     mine = inspect.signature(cls.__init__).parameters
     kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     return [n for n, p in mine.items() if n not in shared.parameters and p.kind not in kinds]

@@ -291,3 +291,10 @@ def test_from_random_weights_a_resumed_run_is_the_same(scratch, tmp_path):
 def test_a_mask_of_anything_else_is_refused(changes, said):
     with pytest.raises(ScenarioError, match=said):
         fedtune.plan("frl-from-scratch", changes)
+
+
+def test_clients_with_heads_of_their_own_vote_too(tmp_path):
+    """Evaluation is on scores, not on ballots."""
+    done = fedtune.run("quickstart", small(**FRL, task__head="local"), tmp_path / "run")
+    assert all(line["failures"] == line["rejected"] == 0 for line in done.metrics)
+    assert 0 < done.summary["final"]["accuracy"] <= 1

@@ -33,7 +33,7 @@ class Hooks:
     (`changes_basis`); each leaves less to choose. `own_rule` is what rule `auto` is; `delivers` are
     the roles of frozen tensors that the server changes and sends, `keeps_sent` whether clients keep
     A and B as they were sent, so that an unchanged factor is not sent again. `ballots` are the
-    forms of what clients vote on, by tensor.
+    forms of what clients vote on, by tensor. `remembers` are the attributes that are its state.
     """
 
     framed: bool = False
@@ -50,6 +50,7 @@ class Hooks:
     own_rule: ClassVar[str] = "mean"
     delivers: ClassVar[frozenset[str]] = frozenset()
     keeps_sent: ClassVar[bool] = False
+    remembers: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def refuse(cls, scenario: Scenario) -> None:
@@ -114,8 +115,3 @@ class Hooks:
 def is_factor(name: str) -> bool:
     """Whether a tensor is a factor A or B."""
     return ".lora_A." in name or ".lora_B." in name
-
-
-def under(start: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin so, without that beginning."""
-    return {n.removeprefix(start): t for n, t in state.items() if n.startswith(start)}

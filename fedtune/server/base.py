@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import copy
 import logging
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from torch import Tensor
 
-from fedtune.apps.frame import Opening
 from fedtune.grids.arrays import records, to_record, to_tensors
-from fedtune.grids.directory import Directory, directory_of
-from fedtune.grids.replies import RoundReport, metrics_fault, sift
+from fedtune.grids.directory import Directory
+from fedtune.grids.replies import RoundReport, sift
 from fedtune.participation import Participation
-from fedtune.randomness import key_of
 from fedtune.rules import (
     Aggregate,
     PreAggregator,
@@ -30,18 +26,19 @@ from fedtune.rules import (
     make_rule,
     make_server_optimizer,
 )
-from fedtune.rules.base import Stateful
 from fedtune.rules.flat import applied, difference
 from fedtune.rules.weights import policy_weights
-from strategies.downlink import Downlink
-from strategies.hooks import Hooks, under
+from fedtune.server.downlink import Downlink
+from fedtune.server.frame import Opening
+from fedtune.server.messages import Messenger, metrics_of
+from fedtune.server.state import restore, state_of
 
-STATEFUL = ("rule", "server_optimizer")
+PARTS = ("rule", "server_optimizer", "downlink")
 BETWEEN, ALSO = ".lora_R.", "also"
 LOGGER = logging.getLogger("strategies")
 
 
-class AdapterStrategy(Hooks, FlowerFedAvg):
+class AdapterStrategy(Messenger):
     """FedAvg on differences, with clients drawn from (seed, round) and malformed replies set aside.
 
     Takes every argument of Flower's FedAvg by keyword, and:
@@ -116,19 +113,14 @@ class AdapterStrategy(Hooks, FlowerFedAvg):
         clients = self.participation.draw(self._directory.clients, server_round)
         self.report = RoundReport(sampled=clients)
         self._round = server_round
-        self._send(arrays)
+        self._model = to_tensors(arrays)
+        self.framed = any(BETWEEN in name for name in self._model)
+        self._send(to_tensors(self.broadcast(arrays)))
         self._averaged = {n: t for n, t in self._sent.items() if self.averages(n)}
         self._expected = self.expected(self._sent)
         kind = MessageType.TRAIN
         self._asked = {c: self._message(c, config, server_round, kind) for c in clients}
         return list(self._asked.values())
-
-    def _send(self, arrays: ArrayRecord) -> None:
-        """Settle what messages hold."""
-        self._model = to_tensors(arrays)
-        self.framed = any(BETWEEN in name for name in self._model)
-        self._sent = to_tensors(self.broadcast(arrays))
-        self.downlink.offer(self._sent, self.framed or self.keeps_sent)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -141,7 +133,7 @@ class AdapterStrategy(Hooks, FlowerFedAvg):
         if not good:
             return self._without_replies(), None
         contents = [content for _, content in good]
-        examples = [float(_metrics(c)[self.weighted_by_key]) for c in contents]  # type: ignore[arg-type]
+        examples = [float(metrics_of(c)[self.weighted_by_key]) for c in contents]  # type: ignore[arg-type]
         self.report.examples = dict(zip(self.report.used, examples, strict=True))
         weights = policy_weights(self.weights, examples, self.max_weight)
         came = [to_tensors(records(content, ArrayRecord)[0]) for content in contents]
@@ -202,62 +194,22 @@ class AdapterStrategy(Hooks, FlowerFedAvg):
             updates = pre(updates)
         return rule(updates)
 
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Messages to `fraction_evaluate` of the clients, drawn by (seed, round)."""
-        if self.fraction_evaluate == 0.0:
-            return []
-        self._directory = self._wait_for_clients(grid)
-        seed = key_of("evaluate", self.participation.seed)
-        share = Participation("fraction", self.fraction_evaluate, seed)
-        clients = share.draw(self._directory.clients, server_round)
-        self._send(arrays)
-        kind = MessageType.EVALUATE
-        return [self._message(client, config, server_round, kind) for client in clients]
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Means over the clients that evaluated on at least one example, in the order of ids."""
-        good = [
-            (self._directory.client(m.metadata.src_node_id), m)
-            for m in replies
-            if not m.has_error()
-            and len(records(m.content, MetricRecord)) == 1
-            and metrics_fault(_metrics(m.content), self.weighted_by_key) is None
-        ]
-        used = [
-            message
-            for _, message in sorted(good, key=lambda pair: pair[0])
-            if float(_metrics(message.content)[self.weighted_by_key]) > 0  # type: ignore[arg-type]
-        ]
-        return super().aggregate_evaluate(server_round, used)
-
     def state_dict(self) -> dict[str, Tensor]:
-        """What the strategy remembers over rounds: the state of its rule and server optimiser."""
-        return {
-            f"{part}.{name}": tensor
-            for part in STATEFUL
-            if isinstance(owner := getattr(self, part), Stateful)
-            for name, tensor in owner.state_dict().items()
-        } | self.downlink.state_dict()
+        """What the strategy remembers over rounds, of its parts and its own."""
+        return state_of(self, (*PARTS, *self.remembers))
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take back what `state_dict` gave."""
-        for part in STATEFUL:
-            if isinstance(owner := getattr(self, part), Stateful):
-                owner.load_state_dict(under(f"{part}.", state))
-        self.downlink.load_state_dict(state)
+        restore(self, (*PARTS, *self.remembers), state)
 
     def _train_metrics(self, contents: list[RecordDict]) -> MetricRecord:
         """Means of the metrics that every reply holds."""
-        keys = [set(_metrics(content)) for content in contents]
+        keys = [set(metrics_of(content)) for content in contents]
         common = set.intersection(*keys)
         if all(found == common for found in keys):
             return self.train_metrics_aggr_fn(contents, self.weighted_by_key)
         shared = [
-            RecordDict({"metrics": MetricRecord({k: _metrics(c)[k] for k in sorted(common)})})
+            RecordDict({"metrics": MetricRecord({k: metrics_of(c)[k] for k in sorted(common)})})
             for c in contents
         ]
         return self.train_metrics_aggr_fn(shared, self.weighted_by_key)
@@ -265,21 +217,6 @@ class AdapterStrategy(Hooks, FlowerFedAvg):
     def expected(self, sent: dict[str, Tensor]) -> dict[str, Tensor]:
         """Tensors as a reply must hold them: names, shapes and kinds of numbers."""
         return {name: tensor for name, tensor in sent.items() if self.expects(name)}
-
-    def _wait_for_clients(self, grid: Grid) -> Directory:
-        while len((directory := directory_of(grid)).clients) < self.min_available_nodes:
-            time.sleep(1)
-        return directory
-
-    def _message(self, client: int, config: ConfigRecord, server_round: int, kind: str) -> Message:
-        arrays, versions = self.downlink.record(client)
-        more, said = self.also(client)
-        about = {**config, **self.client_config(), **versions, **said, "server-round": server_round}
-        own = ConfigRecord(about)
-        content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: own})
-        if more is not None:
-            content[ALSO] = more
-        return Message(content, self._directory.node(client), kind)
 
     def _sift(self, replies: Iterable[Message]) -> list[tuple[int, RecordDict]]:
         key = self.weighted_by_key
@@ -289,7 +226,3 @@ class AdapterStrategy(Hooks, FlowerFedAvg):
         for client, reason in {**found.failed, **found.rejected}.items():
             LOGGER.warning("%s: reply of client %d set aside: %s", self.name, client, reason)
         return found.good
-
-
-def _metrics(content: RecordDict) -> MetricRecord:
-    return records(content, MetricRecord)[0]

@@ -61,16 +61,15 @@ class Downlink:
     def state_dict(self) -> dict[str, Tensor]:
         """Client ids and versions by group, (clients, 2) int64."""
         return {
-            HELD + group: torch.tensor([[c, _number(v)] for c, v in sorted(held.items())])
+            group: torch.tensor([[c, _number(v)] for c, v in sorted(held.items())])
             for group, held in self._held.items()
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take back what `state_dict` gave."""
         self._held = {
-            name.removeprefix(HELD): {client: _text(version) for client, version in rows.tolist()}
-            for name, rows in state.items()
-            if name.startswith(HELD)
+            group: {client: _text(version) for client, version in rows.tolist()}
+            for group, rows in state.items()
         }
 
     def _digest(self, group: str) -> str:

@@ -1,0 +1,1 @@
+"""The server side: what every strategy does, and what one may change."""

@@ -1,0 +1,89 @@
+"""Messages of a strategy, and evaluation on the clients' own data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
+from torch import Tensor
+
+from fedtune.adapters.layout import BASE
+from fedtune.grids.arrays import records, to_tensors
+from fedtune.grids.directory import Directory, directory_of
+from fedtune.grids.replies import metrics_fault
+from fedtune.participation import Participation
+from fedtune.randomness import key_of
+from fedtune.server.downlink import Downlink
+from fedtune.server.hooks import Hooks
+
+ALSO = "also"
+
+
+class Messenger(Hooks, FlowerFedAvg):
+    """The part of a strategy that makes messages and has clients evaluate."""
+
+    participation: Participation
+    downlink: Downlink
+    _directory: Directory
+
+    _sent: dict[str, Tensor]
+
+    def _send(self, tensors: dict[str, Tensor]) -> None:
+        """Settle what messages hold."""
+        self._sent = tensors
+        self.downlink.offer(tensors, self.framed or self.keeps_sent)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Messages to `fraction_evaluate` of the clients, drawn by (seed, round)."""
+        if self.fraction_evaluate == 0.0:
+            return []
+        self._directory = self._wait_for_clients(grid)
+        seed = key_of("evaluate", self.participation.seed)
+        share = Participation("fraction", self.fraction_evaluate, seed)
+        clients = share.draw(self._directory.clients, server_round)
+        self._send({n: t for n, t in to_tensors(arrays).items() if BASE not in n})
+        kind = MessageType.EVALUATE
+        return [self._message(client, config, server_round, kind) for client in clients]
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Means over the clients that evaluated on at least one example, in the order of ids."""
+        good = [
+            (self._directory.client(m.metadata.src_node_id), m)
+            for m in replies
+            if not m.has_error()
+            and len(records(m.content, MetricRecord)) == 1
+            and metrics_fault(metrics_of(m.content), self.weighted_by_key) is None
+        ]
+        used = [
+            message
+            for _, message in sorted(good, key=lambda pair: pair[0])
+            if float(metrics_of(message.content)[self.weighted_by_key]) > 0  # type: ignore[arg-type]
+        ]
+        return super().aggregate_evaluate(server_round, used)
+
+    def _wait_for_clients(self, grid: Grid) -> Directory:
+        while len((directory := directory_of(grid)).clients) < self.min_available_nodes:
+            time.sleep(1)
+        return directory
+
+    def _message(self, client: int, config: ConfigRecord, server_round: int, kind: str) -> Message:
+        arrays, versions = self.downlink.record(client)
+        more, said = self.also(client)
+        about = {**config, **self.client_config(), **versions, **said, "server-round": server_round}
+        own = ConfigRecord(about)
+        content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: own})
+        if more is not None:
+            content[ALSO] = more
+        return Message(content, self._directory.node(client), kind)
+
+
+def metrics_of(content: RecordDict) -> MetricRecord:
+    """The metrics of a reply."""
+    return records(content, MetricRecord)[0]
