@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,12 +29,12 @@ from fedtune.runs.directory import RunDirectory
 from fedtune.runs.loop import one_round, open_run, start_state
 from fedtune.runs.strategies import find_strategy, strategy_names
 from fedtune.scenario import load_scenario
-from fedtune.scenario.schema import PreName, RuleName, ServerOptimizerName
+from fedtune.scenario.schema import RULE, PreName, ServerOptimizerName
 from fedtune.tasks.library import Library
 
 OUT = Path(__file__).parent.parent / "docs" / "methods" / "combinations.md"
 KINDS = {"lora": "fedavg", "ffa": "ffa-lora", "lora-sb": "fed-sb", "rank": "frl", "none": "fedavg"}
-RULES = [name for name in get_args(RuleName) if name != "auto"]
+RULES = [name for name in RULE.own if name != "auto"]
 PRE: list[str] = ["none", *get_args(PreName)]
 OPTIMIZERS: list[str] = list(get_args(ServerOptimizerName))
 HEADS = ["shared", "frozen", "local"]
@@ -195,7 +196,11 @@ def _reasons(whole: dict[tuple[str, ...], str]) -> list[tuple[str, int]]:
 
 
 def _reason(text: str) -> str:
-    return text.split("; allowed")[0].split(", e.g.")[0]
+    """What is refused and why, without the values that were given."""
+    text = text.split("; allowed")[0].split(", e.g.")[0].removeprefix("scenario: ")
+    key = re.match(r"[a-z_]+\.[a-z_]+", text)
+    why = re.sub(r"(strategy )?'[a-z-]+'", "the strategy", text.partition(": ")[2])
+    return f"`{key.group()}`: {why}" if key else text
 
 
 def _count(whole: dict[tuple[str, ...], str], kind: str, rule: str) -> str:

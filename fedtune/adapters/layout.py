@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
-from typing import Literal
+from typing import Literal, Protocol, cast
 
 import torch
 from peft import PeftModel
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fedtune.adapters.ballots import Ballot
 from fedtune.adapters.factors import orthonormal
+from fedtune.adapters.kinds import Role
 from fedtune.adapters.ranked import Chosen, Ternary, initial_scores
 from fedtune.randomness import key_of, uniform
 
@@ -25,17 +26,16 @@ SPREAD = 0.03
 BASE = ".base.weight"
 CHOSEN = ".parametrizations.weight.original"
 INNER, OUTER = ".lora_B.default.inner", ".lora_B.default.outer"
-Role = Literal["A", "B", "R", "W", "head", "saved"]
 HeadPolicy = Literal["shared", "frozen", "local"]
 Tensors = dict[str, Tensor]
 
-TRAINED_ROLES: dict[str, frozenset[Role]] = {
-    "lora": frozenset({"A", "B", "saved"}),
-    "ffa": frozenset({"B", "saved"}),
-    "rank": frozenset({"B", "saved"}),
-    "lora-sb": frozenset({"R", "saved"}),
-    "none": frozenset(),
-}
+
+class Form(Protocol):
+    """How a trained tensor makes the matrix of a layer."""
+
+    def matrix(self, tensor: Tensor) -> Tensor:
+        """Of tensors with any leading dimensions."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class TensorSpec:
         trained: changed by local training (else frozen and shared by all clients).
         sent: travels between server and clients, both ways.
         delivered: frozen, and comes from the server.
-        ternary: how the tensor, scores of edges, makes the matrix; None: it is the matrix.
+        form: how the tensor makes the matrix; None: it is the matrix.
     """
 
     name: str
@@ -61,7 +61,12 @@ class TensorSpec:
     trained: bool
     sent: bool
     delivered: bool = False
-    ternary: Ternary | None = None
+    form: Form | None = None
+
+    @property
+    def ternary(self) -> Ternary | None:
+        """The form of a tensor that is scores of edges."""
+        return self.form if isinstance(self.form, Ternary) else None
 
     @property
     def size(self) -> int:
@@ -108,8 +113,8 @@ class Layout:
 
     @cached_property
     def chooses(self) -> bool:
-        """Whether a tensor is scores, of which a matrix is made."""
-        return any(s.ternary is not None for s in self.specs)
+        """Whether a matrix is made of a trained tensor."""
+        return any(s.form is not None for s in self.specs)
 
     def training(self, only: Collection[str] | None) -> Layout:
         """The layout in which, of what can be trained, only the tensors of these names are."""
@@ -127,8 +132,8 @@ class Layout:
         return sum(s.size for s in self.trained)
 
     def matrices(self, tensors: Mapping[str, Tensor]) -> Tensors:
-        """The tensors as the model's layers take them: scores made into their matrices."""
-        made = {s.name: s.ternary.matrix(tensors[s.name]) for s in self.specs if s.ternary}
+        """The tensors as the model's layers take them: matrices made."""
+        made = {s.name: s.form.matrix(tensors[s.name]) for s in self.specs if s.form}
         return {**tensors, **made}
 
     def folded(self, tensors: Mapping[str, Tensor]) -> Tensors:
@@ -158,7 +163,7 @@ class Layout:
 
 def read_layout(
     model: PeftModel,
-    kind: str,
+    trained: Collection[Role],
     head: HeadPolicy,
     heads: Sequence[str],
     delivers: Collection[str] = (),
@@ -166,7 +171,7 @@ def read_layout(
     """The layout of a freshly wrapped PEFT model whose adapter is called `default`.
 
     Args:
-        kind: of the adapter.
+        trained: roles of the low-rank tensors that are trained.
         head: what happens to the head.
         heads: names of the modules that make the head.
         delivers: roles of the frozen tensors that the server sends.
@@ -176,17 +181,18 @@ def read_layout(
         if ".default" not in name:
             continue
         role = _role(_wire_name(name), heads)
-        trained = role in TRAINED_ROLES[kind] or (role == "head" and head != "frozen")
+        moves = role in trained or (role == "saved" and bool(trained))
+        moves = moves or (role == "head" and head != "frozen")
         specs.append(
             TensorSpec(
                 name=_wire_name(name),
                 parameter=name,
                 shape=tuple(parameter.shape),
                 role=role,
-                trained=trained,
-                sent=trained and not (role == "head" and head == "local"),
-                delivered=not trained and role in delivers,
-                ternary=_ternary(model, name),
+                trained=moves,
+                sent=moves and not (role == "head" and head == "local"),
+                delivered=not moves and role in delivers,
+                form=_form(model, name),
             )
         )
     return Layout((*specs, *(_moved(specs) if "W" in delivers else ())))
@@ -209,14 +215,13 @@ def _wire_name(parameter: str) -> str:
     return parameter.replace(".modules_to_save.default", "").replace(".default", "")
 
 
-def _ternary(model: PeftModel, parameter: str) -> Ternary | None:
+def _form(model: PeftModel, parameter: str) -> Form | None:
     if CHOSEN not in parameter:
         return None
     chosen = model.get_submodule(parameter.removesuffix(".original"))
     assert isinstance(chosen, nn.ModuleList)
     (how,) = chosen
-    assert isinstance(how, Chosen)
-    return how.ternary
+    return how.ternary if isinstance(how, Chosen) else cast(Form, how)
 
 
 def _role(name: str, heads: Sequence[str]) -> Role:

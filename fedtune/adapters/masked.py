@@ -52,7 +52,7 @@ def mask(
         ternary = Ternary(keep, 1.0, "mask", section.by_magnitude, weights)
         register_parametrization(layer, "weight", Chosen(ternary), unsafe=True)
         live = f"{owner}{CHOSEN}"
-        specs.append(TensorSpec(name, live, shape, "saved", True, True, ternary=ternary))
+        specs.append(TensorSpec(name, live, shape, "saved", True, True, form=ternary))
     layout = Layout(tuple(specs))
     initial = initial_tensors(layout, seed, {}, 0.0)
     for spec in layout.specs:

@@ -11,11 +11,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
-from torch.nn.utils.parametrize import register_parametrization
 from transformers import PreTrainedModel
 
-from fedtune.adapters.between import put_between
 from fedtune.adapters.config import lora_config, refused
+from fedtune.adapters.kinds import find_kind
 from fedtune.adapters.layout import (
     HeadPolicy,
     Layout,
@@ -25,7 +24,6 @@ from fedtune.adapters.layout import (
     read_layout,
 )
 from fedtune.adapters.masked import mask
-from fedtune.adapters.ranked import Chosen, Ternary, edges_kept
 from fedtune.errors import ScenarioError
 from fedtune.scenario.schema import AdapterSection
 
@@ -90,8 +88,9 @@ def wrap(
     if kind == "rank" and section.form == "mask":
         made = mask(base.model, section, seed, device, dtype, master_dtype(dtype))
         return Adapted(base.model.eval(), None, *made)
-    if kind == "lora-sb":
-        section = _unscaled(section)
+    what = find_kind(kind)
+    if what.unscaled:
+        section = _unscaled(section, kind)
     whole = [*base.head, *(section.modules_to_save or [])]
     names = {n: p.detach().clone() for n, p in base.model.named_parameters() if inside(n, whole)}
     base.model.to(device=device, dtype=dtype).requires_grad_(False)
@@ -107,11 +106,12 @@ def wrap(
     layers = [name for name, module in model.named_modules() if isinstance(module, LoraLinear)]
     _check_patterns(layers, section)
     _check_lists(layers, section)
-    if kind == "rank":
-        _choose_edges(model, section)
-    if kind == "lora-sb":
-        _put_between(model, section)
-    layout = read_layout(model, kind, head, base.head, delivers)
+    if what.place is not None:
+        for name in layers:
+            layer = model.get_submodule(name)
+            assert isinstance(layer, LoraLinear)
+            what.place(layer, section)
+    layout = read_layout(model, what.trained, head, base.head, delivers)
     known = {f"base_model.model.{n}": t for n, t in names.items() if n not in base.fresh}
     std = float(getattr(base.model.config, "initializer_range", 0.02))
     initial = initial_tensors(layout, seed, known, std)
@@ -125,52 +125,26 @@ def wrap(
     return Adapted(model.eval(), config, layout, initial)
 
 
-def _choose_edges(model: PeftModel, section: AdapterSection) -> None:
-    """Make every B a choice among fixed edges."""
-    for module in model.modules():
-        if isinstance(module, LoraLinear):
-            factor = module.lora_B["default"]
-            assert section.form != "mask"
-            keep = edges_kept(factor.weight.numel(), section.keep, section.form)
-            chosen = Chosen(Ternary(keep, section.constant, section.form, section.by_magnitude))
-            register_parametrization(factor, "weight", chosen, unsafe=True)
-
-
 def _from_nothing(model: PeftModel, layout: Layout, initial: Tensors) -> Layout:
     """The layout in which signed edges make 0 of their initial scores, also in the model."""
     specs = []
     for spec in layout.specs:
         if spec.ternary is not None and spec.ternary.form == "signed":
             start = spec.ternary.matrix(initial[spec.name])
-            spec = replace(spec, ternary=replace(spec.ternary, base=start))
+            spec = replace(spec, form=replace(spec.ternary, base=start))
             chosen = model.get_submodule(spec.parameter.removesuffix(".original"))[0]  # type: ignore[index]
             chosen.ternary = spec.ternary
         specs.append(spec)
     return Layout(tuple(specs))
 
 
-def _unscaled(section: AdapterSection) -> AdapterSection:
+def _unscaled(section: AdapterSection, kind: str) -> AdapterSection:
     """The section with s = 1 in every layer."""
     for key in ("use_rslora", "alpha_pattern"):
         if value := getattr(section, key):
-            raise ScenarioError(f"adapter.{key} = {value!r}: with kind 'lora-sb', s = 1 everywhere")
+            raise ScenarioError(f"adapter.{key} = {value!r}: with kind {kind!r}, s = 1 everywhere")
     patterns = {name: float(rank) for name, rank in (section.rank_pattern or {}).items()} or None
     return section.model_copy(update={"alpha": float(section.rank), "alpha_pattern": patterns})
-
-
-def _put_between(model: PeftModel, section: AdapterSection) -> None:
-    """Give every adapted layer an R."""
-    for name, module in model.named_modules():
-        if not isinstance(module, LoraLinear):
-            continue
-        most = min(module.in_features, module.out_features)
-        if module.r["default"] > most:
-            shown = name.removeprefix("base_model.model.")
-            raise ScenarioError(
-                f"adapter.rank = {module.r['default']}: {shown} has {most} orthonormal directions, "
-                "which is the most that kind 'lora-sb' can have"
-            )
-        put_between(module)
 
 
 def master_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fedtune.adapters.kinds import find_kind
 from fedtune.adversaries.crafted import ATTACKS, Attack
 from fedtune.adversaries.poisoned import (
     Backdoor,
@@ -91,7 +92,7 @@ def check_attack(scenario: Scenario) -> None:
     kind = scenario.attack.kind
     if kind == "none":
         return
-    _check_space(kind, scenario.adapter.kind)
+    _check_space(kind, find_kind(scenario.adapter.kind).like or scenario.adapter.kind)
     if kind in SHARES:
         check_classes(scenario.task.kind, kind)
     own = {"label-flip": ["share"], "backdoor": list(BACKDOOR_KEYS)}

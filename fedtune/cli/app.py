@@ -105,12 +105,24 @@ def export(
     form: Annotated[
         str, typer.Option("--format", help="adapter, merged (a Transformers folder), or both.")
     ] = "both",
+    rank: Annotated[
+        int | None, typer.Option(help="Write the best adapter of this rank, and what it loses.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a run's result as a PEFT adapter and as merged weights."""
     from fedtune.runs.directory import RunDirectory
     from fedtune.runs.export import export as write
+    from fedtune.runs.export import shortened
 
+    if rank is not None:
+        folder = (out or directory / "export") / "adapter"
+        error = shortened(RunDirectory.open(directory), folder, rank)
+        if as_json:
+            print_json({"adapter": str(folder), "error": error})
+        else:
+            typer.echo(f"{folder}\nlargest relative error of a layer: {error:.2%}")
+        return
     written = write(RunDirectory.open(directory), out or directory / "export", form)
     if as_json:
         print_json({folder.name: str(folder) for folder in written})

@@ -6,17 +6,10 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 from fedtune.scenario import scenario_names
-from fedtune.scenario.schema import AdapterSection, RuleName
+from fedtune.scenario.names import RULES_GROUP, load
+from fedtune.scenario.schema import KIND, RULE
 from fedtune.scenario.task import TaskSection
 
-ADAPTERS = {
-    "auto": "the strategy's own kind",
-    "lora": "A and B are trained (Hu et al., 2022)",
-    "ffa": "A is frozen and shared, B is trained (FFA-LoRA; Sun et al., 2024)",
-    "lora-sb": "A and B are frozen and orthonormal, R between them is trained (LoRA-SB, 2024)",
-    "rank": "A is frozen, B is chosen among fixed edges by votes (federated rank learning)",
-    "none": "no adapter: only the head is trained, for comparison",
-}
 TASKS = {
     "image-classification": "any Transformers model with an image-classification head",
     "text-classification": "any Transformers encoder (or decoder) with a classification head",
@@ -43,7 +36,16 @@ def rules() -> dict[str, str]:
     from fedtune.rules import RULES
 
     known = {name: _first_line(rule) for name, rule in RULES.items()} | {"vote": VOTE}
-    return {name: known[name] for name in get_args(RuleName) if name != "auto"}
+    added = {n: _first_line(load(RULES_GROUP, n)) for n in RULE.names if n not in RULE.own}
+    return {name: {**known, **added}[name] for name in RULE.names if name != "auto"}
+
+
+def adapters() -> dict[str, str]:
+    """Adapter kinds with their descriptions."""
+    from fedtune.adapters.kinds import find_kind
+
+    own = {"auto": "the strategy's own kind"}
+    return own | {name: find_kind(name).description for name in KIND.names if name != "auto"}
 
 
 def attacks() -> dict[str, str]:
@@ -57,7 +59,7 @@ def attacks() -> dict[str, str]:
 
 LISTS: dict[str, Callable[[], dict[str, str]]] = {
     "strategies": strategies,
-    "adapters": lambda: _allowed(AdapterSection, ADAPTERS),
+    "adapters": adapters,
     "rules": rules,
     "attacks": attacks,
     "tasks": lambda: _allowed(TaskSection, TASKS),

@@ -16,6 +16,7 @@ from fedtune.runs.build import settle_paths
 from fedtune.runs.strategies import make_strategy, strategy_names
 from fedtune.runs.traces import read_trace
 from fedtune.scenario import Scenario, load_scenario
+from fedtune.scenario.names import Named
 from fedtune.scenario.trouble import AttackSection
 
 ALL, STRATEGY = "all", "strategy.name"
@@ -134,7 +135,10 @@ def _all(key: str) -> list[Any]:
     owner = Scenario.model_fields.get(section)
     model = owner.annotation if owner else None
     if isinstance(model, type) and issubclass(model, BaseModel) and name in model.model_fields:
-        kind = model.model_fields[name].annotation
+        field = model.model_fields[name]
+        if named := next((known for known in field.metadata if isinstance(known, Named)), None):
+            return [value for value in named.names if value != "auto"]
+        kind = field.annotation
         if get_origin(kind) is Literal:
             return [value for value in get_args(kind) if value != "auto"]
     raise ScenarioError(f"--over {key}={ALL}: {key} has no list of all its values; name them")

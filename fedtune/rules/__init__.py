@@ -22,6 +22,7 @@ from fedtune.rules.pre import ARC, NNM, Bucketing, Clip
 from fedtune.rules.server import SERVER_OPTIMIZERS, ServerOptimizer
 from fedtune.rules.subsets import MDA, DnC
 from fedtune.rules.trust import FLTrust
+from fedtune.scenario.names import RULES_GROUP, load
 
 Rule = Callable[[Updates], Aggregate]
 PreAggregator = Callable[[Updates], Updates]
@@ -52,7 +53,7 @@ PRE: dict[str, Callable[..., PreAggregator]] = {
 
 
 def make_rule(name: str, f: int = 0, parameters: Mapping[str, Any] | None = None) -> Rule:
-    """The rule of that name.
+    """The rule of that name: one of `RULES`, or one that a package adds by entry point.
 
     Args:
         f: Byzantine clients to be prepared for; rules that have no use for it do without.
@@ -61,7 +62,9 @@ def make_rule(name: str, f: int = 0, parameters: Mapping[str, Any] | None = None
     Raises:
         ScenarioError: for an unknown name or parameter.
     """
-    rule: Rule = _made("strategy.rule", RULES, name, f, parameters or {})
+    added = None if name in RULES else load(RULES_GROUP, name)
+    known = RULES if added is None else {name: added}
+    rule: Rule = _made("strategy.rule", known, name, f, parameters or {})
     return rule
 
 

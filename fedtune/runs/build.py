@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from flwr.serverapp import Grid
 
+from fedtune.adapters.kinds import find_kind
 from fedtune.adapters.wrap import Adapted, wrap
 from fedtune.adversaries.grid import AttackGrid
 from fedtune.adversaries.ranks import RankAttackGrid
@@ -207,11 +208,11 @@ def pick_device(name: str) -> str:
 def settle_paths(scenario: Scenario) -> Scenario:
     """The scenario with its adapter kind settled and its local paths made absolute."""
     settled = with_absolute_paths(scenario)
-    settled.adapter.kind = adapter_kind(scenario)  # type: ignore[assignment]
-    if settled.adapter.kind == "lora-sb":
+    settled.adapter.kind = adapter_kind(scenario)
+    if find_kind(settled.adapter.kind).unscaled:
         settled.adapter.alpha = float(settled.adapter.rank)
-        if settled.adapter.init == "auto":
-            settled.adapter.init = "client-sketch"
+    if settled.adapter.kind == "lora-sb" and settled.adapter.init == "auto":
+        settled.adapter.init = "client-sketch"
     return settled
 
 

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
-from fedtune.adapters.factors import exact_factors
+from fedtune.adapters.factors import exact_factors, truncated
 from fedtune.adapters.layout import BASE, Tensors
 from fedtune.adapters.wrap import Adapted
 from fedtune.cohort.stacked import adapted_layers
@@ -100,6 +101,38 @@ def with_base_moved(
         ranks[name] = len(found[a])
         alphas[name] = scaling * len(found[a])
     return found, {"rank_pattern": ranks, "alpha_pattern": alphas} if moved else {}
+
+
+def shortened(directory: RunDirectory, folder: Path, rank: int) -> float:
+    """Write the best adapter of a rank for a run; gives the largest relative error of a layer.
+
+    Raises:
+        ScenarioError: if the rank is not positive, or the run has no adapter.
+    """
+    if directory.scenario.task.kind == "least-squares" or directory.model.is_dir():
+        raise ScenarioError("--rank: the run's result is not an adapter")
+    if rank < 1:
+        raise ScenarioError(f"--rank {rank}: must be at least 1")
+    config = json.loads((directory.adapter / "adapter_config.json").read_text("utf-8"))
+    tensors = load_file(directory.adapter / "adapter_model.safetensors")
+    scaling = {n: s for n, (_, s) in adapted_layers(load_model(directory)).items()}
+    errors = [0.0]
+    for layer, own in scaling.items():
+        b, a, error = truncated(own * tensors[layer + B], tensors[layer + A], rank)
+        tensors[layer + B] = functional.pad(b, (0, rank - b.shape[1])).contiguous()
+        tensors[layer + A] = functional.pad(a, (0, 0, 0, rank - len(a))).contiguous()
+        errors.append(error)
+    plain = {
+        "r": rank,
+        "lora_alpha": rank,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "use_rslora": False,
+    }
+    text = json.dumps(config | plain, indent=2, sort_keys=True) + "\n"
+    write_atomically(folder / "adapter_config.json", text.encode())
+    write_atomically(folder / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
+    return max(errors)
 
 
 def load_model(directory: RunDirectory | str | Path) -> PeftModel | PreTrainedModel:

@@ -11,6 +11,7 @@ from typing import Any, cast, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from fedtune.adapters.kinds import find_kind
 from fedtune.errors import Incompatible, ScenarioError
 from fedtune.participation import Participation
 from fedtune.rules import RULES, ServerOptimizer, make_pre, make_rule, make_server_optimizer
@@ -58,7 +59,7 @@ def adapter_kind(scenario: Scenario) -> str:
     """
     cls = find_strategy(scenario.strategy.name)
     kind = cls.adapter if scenario.adapter.kind == "auto" else scenario.adapter.kind
-    if kind not in cls.accepts:
+    if (find_kind(kind).like or kind) not in cls.accepts:
         raise Incompatible(
             f"adapter.kind = {kind!r}: strategy {cls.name!r} needs one of: "
             f"{', '.join(sorted(cls.accepts))}"

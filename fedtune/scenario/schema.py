@@ -13,17 +13,29 @@ from pydantic_core import PydanticCustomError
 
 from fedtune.scenario.clients import ClientsSection
 from fedtune.scenario.compare import CompareSection
+from fedtune.scenario.names import ADAPTERS_GROUP, RULES_GROUP, Named
 from fedtune.scenario.section import Beta, OpenSection, Section, Share
 from fedtune.scenario.task import CONV, TaskSection
 from fedtune.scenario.trouble import AttackSection, FaultsSection
 
 INCOMPATIBLE = "incompatible"
+KIND = Named(ADAPTERS_GROUP, ("auto", "lora", "ffa", "lora-sb", "rank", "none"))
+RULE = Named(
+    RULES_GROUP,
+    (
+        "auto", "mean", "median", "trimmed-mean", "krum", "multi-krum", "geometric-median",
+        "bulyan", "meamed", "phocas", "centered-clipping", "mda", "dnc", "fltrust", "flag",
+        "normalized-mean", "vote",
+    ),
+)  # fmt: skip
+KindName = Annotated[str, KIND]
+RuleName = Annotated[str, RULE]
 
 
 class AdapterSection(OpenSection):
     """The adapter, by the fields of `peft.LoraConfig`; those not here are refused by name."""
 
-    kind: Literal["auto", "lora", "ffa", "lora-sb", "rank", "none"] = Field(
+    kind: KindName = Field(
         "auto",
         description="auto: the strategy's own; lora: A and B; ffa: B; lora-sb: an R between frozen "
         "B and A; rank: an order of fixed edges of B; none: only the head is trained",
@@ -134,11 +146,6 @@ class LocalSection(Section):
         return self
 
 
-RuleName = Literal[
-    "auto", "mean", "median", "trimmed-mean", "krum", "multi-krum", "geometric-median", "bulyan",
-    "meamed", "phocas", "centered-clipping", "mda", "dnc", "fltrust", "flag", "normalized-mean",
-    "vote",
-]  # fmt: skip
 ServerOptimizerName = Literal["none", "momentum", "adam", "yogi", "adagrad"]
 PreName = Literal["nnm", "bucketing", "clip", "arc"]
 

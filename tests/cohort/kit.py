@@ -170,6 +170,6 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 def laid_out_again(setting: Setting) -> Setting:
     """The same setting after its model's layers were changed by hand."""
     model = setting.adapted.model
-    layout = read_layout(model, "lora", "shared", ["classifier"])
+    layout = read_layout(model, {"A", "B"}, "shared", ["classifier"])
     initial = {s.name: model.get_parameter(s.parameter).detach().clone() for s in layout.specs}
     return replace(setting, adapted=replace(setting.adapted, layout=layout, initial=initial))

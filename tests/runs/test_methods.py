@@ -8,13 +8,15 @@ import shutil
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 import fedtune
 from fedtune.adapters.ranked import bits_of
+from fedtune.errors import ScenarioError
 from fedtune.runs.build import build
 from fedtune.runs.checkpoints import load_checkpoint
-from fedtune.runs.export import export
+from fedtune.runs.export import export, shortened
 from fedtune.runs.loop import start_state
 from fedtune.runs.strategies import strategy_names
 from fedtune.tasks.bases import base_path
@@ -143,3 +145,37 @@ def test_the_two_engines_agree_over_a_run(tmp_path, strategy):
     for a, b in zip(together.metrics, apart.metrics, strict=True):
         assert abs(a["eval"]["loss"] - b["eval"]["loss"]) <= 1e-6
         assert (a["bytes_down"], a["bytes_up"]) == (b["bytes_down"], b["bytes_up"])
+
+
+def test_an_export_of_a_rank_is_the_best_of_it_and_says_what_it_loses(tmp_path):
+    done = fedtune.run("quickstart", small(strategy__name="fedex-lora"), tmp_path / "run")
+    whole, errors = effective(done.adapter), {}
+    for rank in (2, 40, 64):
+        errors[rank] = shortened(done, tmp_path / str(rank), rank)
+        found, gaps = effective(tmp_path / str(rank)), []
+        for layer, product in whole.items():
+            values = torch.linalg.svdvals(product)
+            left_out = float(values[rank:].norm() / values.norm())
+            gap = float((found[layer] - product).norm() / product.norm())
+            assert abs(gap - left_out) < 1e-5
+            gaps.append(left_out)
+        assert errors[rank] == pytest.approx(max(gaps), abs=1e-5)
+    assert errors[2] > 0.01
+    assert errors[64] < 1e-5
+    with pytest.raises(ScenarioError, match="at least 1"):
+        shortened(done, tmp_path / "none", 0)
+
+
+def effective(folder):
+    """s·B·A of each layer, of the files that PEFT loads, by its own rules for s."""
+    tensors = load_file(folder / "adapter_model.safetensors")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    products = {}
+    for name, b in tensors.items():
+        if ".lora_B." in name:
+            layer = name.removesuffix(".lora_B.weight").removeprefix("base_model.model.")
+            keys = [k for k in config["alpha_pattern"] if k.replace("\\", "") == layer]
+            alpha = config["alpha_pattern"][keys[0]] if keys else config["lora_alpha"]
+            a = tensors[name.replace("lora_B", "lora_A")]
+            products[layer] = (alpha / len(a) * b.double()) @ a.double()
+    return products
