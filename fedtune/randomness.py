@@ -12,6 +12,7 @@ import hashlib
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -30,6 +31,11 @@ def key_of(*parts: int | str) -> int:
 def generator(*parts: int | str) -> np.random.Generator:
     """A NumPy generator of its own for the given parts (permutations, sampling)."""
     return np.random.Generator(np.random.Philox(key=key_of(*parts) & (2**64 - 1)))
+
+
+def aligned(draws: NDArray[np.float64]) -> Tensor:
+    """NumPy's draws in memory of torch's: products of matrices round by where these lie."""
+    return torch.from_numpy(draws).clone()
 
 
 def mix(z: Tensor) -> Tensor:

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fedtune.adapters.layout import Tensors
 from fedtune.cohort.base_gradient import base_gradients
 from fedtune.cohort.engine import Engine
-from fedtune.randomness import generator
+from fedtune.randomness import aligned, generator
 from fedtune.tasks.base import Rows
 
 OPENING = "train.opening"
@@ -75,4 +74,4 @@ def some_rows(rows: Rows, count: int, seed: int, client: int) -> Rows:
 
 def sketching_matrix(seed: int, name: str, d_in: int, width: int) -> Tensor:
     """Ω of a layer, (d_in, width), normal; the same wherever it is drawn."""
-    return torch.from_numpy(generator("sketch", seed, name).normal(size=(d_in, width)))
+    return aligned(generator("sketch", seed, name).normal(size=(d_in, width)))

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedtune.randomness import generator
+from fedtune.randomness import aligned, generator
 from fedtune.rules.base import Aggregate, Updates
 
 EPSILON, RANK_TOLERANCE = 1e-7, 1e-12
@@ -48,10 +48,9 @@ class Flag:
         count = int(alive.sum())
         m = min(self.m or (count + 1) // 2, len(factor))
         basis, values = self._subspace(factor, unit, m, self._first(factor, unit, m, updates))
-        inside = torch.linalg.lstsq(
-            factor, basis @ (basis.T @ factor.sum(1, keepdim=True))
-        ).solution
-        coefficients = inside[:, 0] * scale * float(norms[alive].median()) / int(alive.sum())
+        shadow = basis @ (basis.T @ factor.sum(1))
+        inside = factor.T @ (shadow / factor.square().sum(1))  # R⁺, the rows of R being orthogonal
+        coefficients = inside * scale * float(norms[alive].median()) / int(alive.sum())
         found = updates.combined(coefficients)
         notes = {"objective": values[-1], "objective_first": values[0]}
         return Aggregate(found.update, found.coefficients, notes)
@@ -62,7 +61,7 @@ class Flag:
         if self.start == "uniform":
             return unit.new_ones(len(unit)), torch.ones_like(unit)
         draw = generator("flag", updates.seed, updates.server_round)
-        basis = torch.linalg.qr(torch.from_numpy(draw.normal(size=(len(factor), m)))).Q
+        basis = torch.linalg.qr(aligned(draw.normal(size=(len(factor), m)))).Q
         return _unexplained(basis, factor, pair_norms(unit))
 
     def _subspace(
