@@ -17,7 +17,7 @@ PARTIAL = ".partial"
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace a file by one with the given bytes; a kill leaves the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}{PARTIAL}")
+    beside = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     with beside.open("wb") as file:
         file.write(data)
         file.flush()

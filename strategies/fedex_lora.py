@@ -38,6 +38,7 @@ class FedExLoRA(AdapterStrategy):
     accepts: ClassVar[frozenset[str]] = frozenset({"lora"})
     delivers: ClassVar[frozenset[str]] = frozenset({"W"})
     clients_keep: ClassVar[bool] = True
+    multiplies: ClassVar[bool] = True
     remembers: ClassVar[tuple[str, ...]] = ("residuals",)
 
     def __init__(self, *, residual_rank: Count | None = None, **common: Any) -> None:
@@ -73,6 +74,10 @@ class FedExLoRA(AdapterStrategy):
     def heard(self, clients: list[int]) -> None:
         """Their bases are now that of this round."""
         self.residuals.arrived(clients)
+
+    def lost_touch(self, clients: list[int]) -> None:
+        """Their bases are not known any more."""
+        self.residuals.forget(clients)
 
     def _moved(self, replies: list[dict[str, Tensor]], weights: Tensor) -> dict[str, Tensor]:
         moved = super()._moved(replies, weights)

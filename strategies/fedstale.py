@@ -59,8 +59,9 @@ class FedStale(FedAvgUnbiased):
 
     def alone(self) -> Tensor | None:
         """β H."""
-        beta = 0.0 if self.beta == "auto" else float(self.beta)
-        return None if self.mean is None else beta * self.mean
+        if self.mean is None or self.beta in (0.0, "auto"):
+            return None
+        return float(self.beta) * self.mean.to(next(iter(self._averaged.values())))
 
     def _held(self, client: int, like: Tensor) -> Tensor:
         return self.memory[client].to(like) if client in self.memory else torch.zeros_like(like[0])

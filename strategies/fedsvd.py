@@ -29,6 +29,7 @@ class FedSVD(FFALoRA):
     delivers: ClassVar[frozenset[str]] = frozenset({"A"})
     keeps_sent: ClassVar[bool] = True
     changes_basis: ClassVar[bool] = True
+    multiplies: ClassVar[bool] = True
 
     def __init__(self, *, period: Count = 1, warmup: NotNegativeCount = 0, **common: Any) -> None:
         super().__init__(**common)

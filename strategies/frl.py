@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
-import torch
 from flwr.app import ArrayRecord
 from pydantic import Field
 from torch import Tensor
 
 from fedtune.adapters.ballots import Ballot
-from fedtune.adapters.layout import Layout, TensorSpec
+from fedtune.adapters.layout import Layout, Tensors, TensorSpec
 from fedtune.apps.rounds import ClientRound, ClientView, Done, RoundFunction, Train
 from fedtune.cohort.plan import ClientResult
 from fedtune.grids.arrays import to_record, to_tensors
@@ -24,7 +23,7 @@ def frl_round(view: ClientView) -> ClientRound:
     """Put the initial scores in the order that was sent, train them, send the order of the top."""
     ranked = {s.name: (s.ternary, s.size) for s in view.layout.trained if s.ternary is not None}
     start = {
-        name: Ballot.on(*edges).rebuilt(view.state[name].to(torch.uint8), view.initial[name])
+        name: Ballot.on(*edges).rebuilt(view.state[name], view.initial[name])
         for name, edges in ranked.items()
     }
     result: ClientResult = yield Train({**view.state, **start})
@@ -57,9 +56,11 @@ class FRL(AdapterStrategy):
         super().__init__(**common)
         self.upload = upload
         self._whole: dict[str, Ballot] = {}
+        self._initial: Tensors = {}
 
-    def meet(self, layout: Layout) -> None:
+    def meet(self, layout: Layout, initial: Tensors) -> None:
         """Learn which tensors are scores."""
+        self._initial = initial
         ranked = {s.name: (s.ternary, s.size) for s in layout.sent if s.ternary is not None}
         self._whole = {name: Ballot.on(*edges) for name, edges in ranked.items()}
         self.ballots = {name: Ballot.on(*edges, self.upload) for name, edges in ranked.items()}
@@ -80,7 +81,7 @@ class FRL(AdapterStrategy):
 
     def expected(self, sent: dict[str, Tensor]) -> dict[str, Tensor]:
         """Ballots of the size that clients send."""
-        parts = {n: torch.zeros(b.size, dtype=torch.uint8) for n, b in self.ballots.items()}
+        parts = {n: sent[n].new_zeros(b.size) for n, b in self.ballots.items()}
         return {**sent, **parts}
 
     def fault(self, tensors: dict[str, Tensor]) -> str | None:
@@ -91,8 +92,8 @@ class FRL(AdapterStrategy):
     def combine(self, replies: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The vote, as scores."""
         return {
-            name: ballot.elected([reply[name] for reply in replies], self._model[name])
-            for name, ballot in self.ballots.items()
+            n: b.elected([reply[n] for reply in replies], self._model[n], self._initial[n])
+            for n, b in self.ballots.items()
         }
 
     def uploads(self, specs: Sequence[TensorSpec], itemsize: int, server_round: int) -> int:

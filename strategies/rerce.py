@@ -71,7 +71,7 @@ class RERCE(AdapterStrategy):
 
     name: ClassVar[str] = "rerce"
     adapter: ClassVar[str] = "ffa"
-    accepts: ClassVar[frozenset[str]] = frozenset({"lora", "ffa", "lora-sb", "none"})
+    accepts: ClassVar[frozenset[str]] = frozenset({"lora", "ffa", "none"})
     client_round: ClassVar[RoundFunction] = staticmethod(rerce_round)
     clients_keep: ClassVar[bool] = True
     auto_weights: ClassVar[str] = "uniform"
@@ -84,6 +84,7 @@ class RERCE(AdapterStrategy):
         super().__init__(**common)
         self.rho, self.continual, self.first = rho, continual, first
         self.previous: dict[str, Tensor] = {}
+        self._now: dict[str, Tensor] = {}
         self.memory: dict[int, Tensor] = {}
 
     def client_config(self) -> dict[str, bool | float | str]:
@@ -95,8 +96,13 @@ class RERCE(AdapterStrategy):
         if self.continual:
             return arrays
         now = to_tensors(arrays)
-        before, self.previous = self.previous or now, now
+        before, self._now = self.previous or now, now
         return to_record({name: 2.0 * t - before[name].to(t) for name, t in now.items()})
+
+    def heard(self, clients: list[int]) -> None:
+        """x̄ moves only if somebody answers."""
+        if clients:
+            self.previous = self._now
 
     def collect(self, updates: Updates) -> Updates:
         """Under `continual`, the last value of every client less what was broadcast."""

@@ -23,18 +23,19 @@ CONTROL = "control/"
 def scaffold_round(view: ClientView) -> ClientRound:
     """Steps along g - c_k + c; then sends y and c + c_k⁺ - c_k, and keeps c_k⁺ (Algorithm 1)."""
     zero = {spec.name: torch.zeros_like(view.state[spec.name]) for spec in view.layout.trained}
-    server = {name: view.extra.get(CONTROL + name, zero[name]) for name in zero}
+    shared = [spec.name for spec in view.layout.sent]
+    server = {name: view.extra[CONTROL + name] for name in shared}
     own = view.recall(CONTROL) or zero
-    pull = Pull(linear={name: server[name] - own[name] for name in zero})
+    pull = Pull(linear={**zero, **{name: server[name] - own[name] for name in shared}})
     result: ClientResult = yield Train(view.state, pull)
     if plain_sgd(view.local) and not view.config["gradient"]:
-        mean = {n: (view.state[n] - result.tensors[n]) / result.rates for n in zero}
-        new = {name: own[name] - server[name] + mean[name] for name in zero}
+        mean = {n: (view.state[n] - result.tensors[n]) / result.rates for n in shared}
+        new = {name: own[name] - server[name] + mean[name] for name in shared}
     else:
         new = yield Gradient(view.state)
-    view.keep(CONTROL, new)
-    sent = {spec.name: result.tensors[spec.name] for spec in view.layout.sent}
-    return Done(result, {**sent, **{CONTROL + n: server[n] + new[n] - own[n] for n in sent}})
+    view.keep(CONTROL, {**zero, **{name: new[name] for name in shared}})
+    sent = {name: result.tensors[name] for name in shared}
+    return Done(result, {**sent, **{CONTROL + n: server[n] + new[n] - own[n] for n in shared}})
 
 
 def plain_sgd(local: LocalSection) -> bool:
@@ -47,7 +48,7 @@ class SCAFFOLD(FedAvg):
 
     Clients step along g - c_k + c; x moves as in FedAvg, and c ← c + (1/N) Σ_{k∈S} (c_k⁺ - c_k).
     The rule, pre-aggregators and server optimiser are for x; the variates are always averaged. A
-    head of a client's own has a variate of its own and none of the server's.
+    head of a client's own has none.
 
     Args:
         gradient: make c_k⁺ the gradient at x over all of a client's data (option I, one more pass).

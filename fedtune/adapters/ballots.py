@@ -53,10 +53,16 @@ class Ballot:
         return -(-self.listed * bits_of(self.edges) // BYTE) - (-self.signs // BYTE)
 
     def recast(self, ballot: Tensor, ranking: Tensor) -> Tensor:
-        """A ballot with another ranking, (d,), and the same signs."""
-        signs = ballot[self.size + (-self.signs // BYTE) :]
+        """A ballot with another ranking, (d,); edges keep their signs, + where they had none."""
         listed = ranking[self.edges - self.listed :]
-        return torch.cat([pack(listed, bits_of(self.edges)), signs])
+        packed = pack(listed, bits_of(self.edges))
+        if not self.signs:
+            return packed
+        before, signs = self.read(ballot)
+        up = torch.ones(self.edges, dtype=torch.int64, device=ballot.device)
+        up[before[self.listed - self.signs :]] = signs
+        chosen = listed[self.listed - self.signs :]
+        return torch.cat([packed, pack((up[chosen] > 0).long(), 1)])
 
     def cast(self, scores: Tensor) -> Tensor:
         """The ballot of a client's scores, uint8."""
@@ -84,11 +90,18 @@ class Ballot:
 
     def rebuilt(self, ballot: Tensor, like: Tensor) -> Tensor:
         """Scores of which this is the ballot, whole, with the sizes that `like` has."""
-        ranking, signs = self.read(ballot)
-        return self._scores(ranking, signs, like)
+        ranking, signs = self.read(ballot.to(torch.uint8))
+        return self._scores(ranking, signs, like.to(ballot.device))
 
-    def elected(self, ballots: list[Tensor], like: Tensor) -> Tensor:
-        """Scores that the sums of positions make; a sign is that of most who chose the edge."""
+    def elected(self, ballots: list[Tensor], like: Tensor, initial: Tensor) -> Tensor:
+        """Scores that the sums of positions make; a sign is that of most who chose the edge.
+
+        Args:
+            ballots: one a client.
+            like: the scores that were voted on; their signs stand where votes are even.
+            initial: those before round 1; their signs are those of edges that do not count, which
+                clients are not told.
+        """
         read = [self.read(ballot) for ballot in ballots]
         ranking = vote(torch.stack([listed for listed, _ in read]), self.edges)
         if not self.signs:
@@ -98,7 +111,9 @@ class Ballot:
             most[listed[self.listed - self.signs :]] += signs
         before = like.flatten().sign().long().to(most)
         settled = torch.where(most == 0, before, most.sign())
-        return self._scores(ranking, settled[ranking[self.edges - self.ternary.keep :]], like)
+        return self._scores(
+            ranking, settled[ranking[self.edges - self.ternary.keep :]], initial.to(like)
+        )
 
     def _scores(self, ranking: Tensor, signs: Tensor, like: Tensor) -> Tensor:
         if self.ternary.form != "signed":

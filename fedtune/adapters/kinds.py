@@ -39,6 +39,10 @@ class Kind:
     like: str | None = None
     unscaled: bool = False
 
+    def __post_init__(self) -> None:
+        if "R" in self.trained and self.trained & {"A", "B"}:
+            raise ValueError("a kind trains R, or A and B, not both: B and A frame an R")
+
 
 def between(layer: LoraLinear, section: AdapterSection) -> None:
     """Put an R between B and A, which become orthonormal.

@@ -133,7 +133,11 @@ class Layout:
 
     def matrices(self, tensors: Mapping[str, Tensor]) -> Tensors:
         """The tensors as the model's layers take them: matrices made."""
-        made = {s.name: s.form.matrix(tensors[s.name]) for s in self.specs if s.form}
+        made = {
+            s.name: s.form.matrix(tensors[s.name])
+            for s in self.specs
+            if s.form and s.name in tensors
+        }
         return {**tensors, **made}
 
     def folded(self, tensors: Mapping[str, Tensor]) -> Tensors:
@@ -266,11 +270,13 @@ def _initial(
         paired = spec.ternary.form == "antithetic"
         shape = spec.shape[:-1] if paired else spec.shape
         return initial_scores(uniform(key_of("init", seed, spec.name), shape), SPREAD, spec.ternary)
+    if spec.role in ("R", "W") or (spec.role == "B" and not framed):
+        return torch.zeros(spec.shape)
     if len(spec.shape) < 2 and spec.name.endswith(".weight"):
         return torch.ones(spec.shape)
     if framed and spec.role in ("A", "B"):
         return orthonormal(2.0 * uniform(key_of("init", seed, spec.name), spec.shape) - 1.0)
-    if spec.role in ("B", "R", "W") or len(spec.shape) < 2:
+    if len(spec.shape) < 2:
         return torch.zeros(spec.shape)
     bound: float = spec.shape[1] ** -0.5 if spec.role == "A" else head_std * 3.0**0.5
     return (2.0 * uniform(key_of("init", seed, spec.name), spec.shape) - 1.0) * bound

@@ -20,6 +20,23 @@ from fedtune.errors import ScenarioError
 from fedtune.scenario.schema import AdapterSection
 
 
+def check_mask(section: AdapterSection) -> None:
+    """Refuse keys that a network without an adapter has no use for.
+
+    Raises:
+        ScenarioError: for such a key.
+    """
+    used = {"kind", "keep", "form", "by_magnitude"}
+    plain = AdapterSection()
+    for key in [*AdapterSection.model_fields, *section.parameters()]:
+        given = getattr(section, key)
+        if key not in used and given != getattr(plain, key, None):
+            raise ScenarioError(
+                f"adapter.{key} = {given!r}: of no use with form 'mask'; allowed: "
+                f"{', '.join(sorted(used))}"
+            )
+
+
 def mask(
     model: PreTrainedModel,
     section: AdapterSection,

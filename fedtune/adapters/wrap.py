@@ -23,7 +23,7 @@ from fedtune.adapters.layout import (
     load_tensors,
     read_layout,
 )
-from fedtune.adapters.masked import mask
+from fedtune.adapters.masked import check_mask, mask
 from fedtune.errors import ScenarioError
 from fedtune.scenario.schema import AdapterSection
 
@@ -86,6 +86,7 @@ def wrap(
         ScenarioError: if the targets match nothing or something that is not a linear layer.
     """
     if kind == "rank" and section.form == "mask":
+        check_mask(section)
         made = mask(base.model, section, seed, device, dtype, master_dtype(dtype))
         return Adapted(base.model.eval(), None, *made)
     what = find_kind(kind)

@@ -21,6 +21,8 @@ from fedtune.adversaries.poisoned import (
 from fedtune.adversaries.ranks import RANK_ATTACKS, RankAttack
 from fedtune.errors import Incompatible
 from fedtune.scenario import Scenario
+from fedtune.scenario.names import check_types
+from fedtune.scenario.section import Probability
 from fedtune.tasks.base import Data, Rows
 from fedtune.tasks.load import Task
 
@@ -98,7 +100,20 @@ def check_attack(scenario: Scenario) -> None:
     own = {"label-flip": ["share"], "backdoor": list(BACKDOOR_KEYS)}
     made = {**ATTACKS, **RANK_ATTACKS}
     allowed = own.get(kind) or list(inspect.signature(made[kind]).parameters)
-    _check_keys(kind, scenario.attack.parameters(), allowed)
+    given = scenario.attack.parameters()
+    _check_keys(kind, given, allowed)
+    check_types(
+        "attack",
+        made.get(kind, _Shared),
+        {k: v for k, v in given.items() if k == "share" or kind in made},
+    )
+
+
+class _Shared:
+    """Parameters of attacks on labels and inputs."""
+
+    def __init__(self, share: Probability = 1.0) -> None:
+        self.share = share
 
 
 def _rows(

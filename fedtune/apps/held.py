@@ -47,17 +47,19 @@ def with_held(store: ClientStore, sent: Tensors, config: Mapping[str, Any]) -> T
             continue
         group = key.removeprefix(HELD)
         fresh = {name: tensor for name, tensor in sent.items() if group_of(name) == group}
-        if fresh:
-            store.remember(group, str(digest), fresh)
-            continue
         known = store.recall(group, str(digest))
-        if known is None:
+        if known is None and not fresh:
             raise KeyError(f"holds no tensors {group} of version {digest}")
         example = next(iter(sent.values()), None)
-        whole.update(
-            known if example is None else {n: t.to(example.device) for n, t in known.items()}
-        )
+        if known is None or (example is not None and _elsewhere(known, example)):
+            known = fresh or {name: tensor.to(example) for name, tensor in (known or {}).items()}
+            store.remember(group, str(digest), known)
+        whole.update(known)  # the same tensors for all, whoever was sent them
     return whole
+
+
+def _elsewhere(tensors: Tensors, example: Tensor) -> bool:
+    return any(tensor.device != example.device for tensor in tensors.values())
 
 
 def next_version(before: str, factors: Mapping[str, tuple[Tensor, Tensor]]) -> str:

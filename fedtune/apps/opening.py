@@ -52,7 +52,8 @@ def opening_answer(
         return {name: sent[name].to(g).T @ g for name, g in gradients.items()}, len(rows)
     width = int(config[WIDTH])
     sketches = {
-        n: g @ sketching_matrix(seed, n, g.shape[1], width).to(g) for n, g in gradients.items()
+        name: g @ sketching_matrix(seed, name, g.shape[1], min(width, *g.shape)).to(g)
+        for name, g in gradients.items()
     }
     return sketches, len(rows)
 

@@ -27,8 +27,8 @@ class ServerData:
     rows: Rows
     seed: int
 
-    def __call__(self, sent: Tensors, server_round: int) -> Tensors:
-        """The tensors after the server's own training from what it broadcasts.
+    def __call__(self, sent: Tensors, server_round: int, only: frozenset[str]) -> Tensors:
+        """The tensors of these names after the server's own training from what it broadcasts.
 
         Raises:
             RunError: if that fails.
@@ -41,7 +41,9 @@ class ServerData:
             if s.trained or s.delivered
         }
         widths = setting.data.widths(self.rows)
-        work = plan_work(SERVER, server_round, self.rows, state, setting.local, self.seed, widths)
+        work = plan_work(
+            SERVER, server_round, self.rows, state, setting.local, self.seed, widths, only=only
+        )
         result = self.engine.train([work], server_round)[SERVER]
         if isinstance(result, ClientFailure):
             raise RunError(f"the server's own training failed: {result.reason}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -11,7 +12,6 @@ from torch import Tensor
 from fedtune.files import write_atomically
 
 KEPT, SENT = "kept", "sent"
-MOST_VERSIONS = 4
 Kept = dict[str, Tensor]
 
 
@@ -103,7 +103,7 @@ class FileStore:
         data = {name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}
         path = self.folder / str(client) / f"{self.before}.safetensors"
         write_atomically(path, save(data))
-        spent = [r for r in sorted(self._files(client)) if r < self.before - self.rounds][:-1]
+        spent = [r for r in sorted(self._files(client)) if r < self.before - 2 * self.rounds][:-1]
         for old in spent:
             (self.folder / str(client) / f"{old}.safetensors").unlink(missing_ok=True)
 
@@ -113,15 +113,18 @@ class FileStore:
         return load(file.read_bytes()) if file.exists() else None
 
     def remember(self, group: str, digest: str, tensors: Kept) -> None:
-        """Keep tensors of a group that the server sent, and a few versions before."""
+        """Keep tensors of a group that the server sent, and those of rounds to be redone."""
         folder, name = self.folder / SENT, f"{group}-{digest}.safetensors"
         if (folder / name).exists():
             return
         data = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         write_atomically(folder / name, save(data))
-        versions = sorted(folder.glob(f"{group}-*.safetensors"), key=lambda f: f.stat().st_mtime)
-        for old in versions[:-MOST_VERSIONS]:
-            old.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another process may tidy up too
+            files = folder.glob(f"{group}-*.safetensors")
+            for old in sorted(files, key=lambda file: file.stat().st_mtime)[
+                : -2 * (self.rounds + 1)
+            ]:
+                old.unlink(missing_ok=True)
 
     def latest(self) -> dict[int, Kept]:
         """What all clients kept."""

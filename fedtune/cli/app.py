@@ -117,7 +117,10 @@ def export(
 
     if rank is not None:
         folder = (out or directory / "export") / "adapter"
-        error = shortened(RunDirectory.open(directory), folder, rank)
+        try:
+            error = shortened(RunDirectory.open(directory), folder, rank)
+        except OSError as fault:
+            raise ScenarioError(f"export of {str(directory)!r}: {fault}") from None
         if as_json:
             print_json({"adapter": str(folder), "error": error})
         else:

@@ -50,11 +50,13 @@ class CohortBackend:
         trained = {spec.name for spec in setting.layout.trained}
         self.model = setting.adapted.model
         self._swaps = stack_model(self.model, self.binding, trained)
-        self.frozen = {
-            spec.name: setting.adapted.initial[spec.name].to(setting.device, setting.dtype)
+        initial = {
+            spec.name: setting.adapted.initial[spec.name].to(setting.device)
             for spec in setting.layout.frozen
             if spec.parameter
         }
+        made = setting.layout.matrices(initial)
+        self.frozen = {name: tensor.to(setting.dtype) for name, tensor in made.items()}
         self.shift = BaseShift(self.model, setting.layout)
 
     def close(self) -> None:
@@ -91,7 +93,7 @@ class CohortBackend:
         Those of the base itself are put into it.
         """
         self.shift.put(state)
-        given = layout.constants(state)
+        given = layout.matrices(layout.constants(state))
         own = {n: t.to(self.setting.device, self.setting.dtype) for n, t in given.items()}
         return {**self.frozen, **own}
 

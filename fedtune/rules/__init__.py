@@ -22,7 +22,7 @@ from fedtune.rules.pre import ARC, NNM, Bucketing, Clip
 from fedtune.rules.server import SERVER_OPTIMIZERS, ServerOptimizer
 from fedtune.rules.subsets import MDA, DnC
 from fedtune.rules.trust import FLTrust
-from fedtune.scenario.names import RULES_GROUP, load
+from fedtune.scenario.names import RULES_GROUP, check_types, load
 
 Rule = Callable[[Updates], Aggregate]
 PreAggregator = Callable[[Updates], Updates]
@@ -94,8 +94,12 @@ def _made(
         if parameter not in allowed:
             own = ", ".join(allowed) or "none"
             raise ScenarioError(f"{key}.{parameter}: no parameter of {name!r}; allowed: {own}")
+    check_types(key, known[name], parameters)
     given = {"f": f} if "f" in allowed else {}
-    return known[name](**{**given, **parameters})
+    try:
+        return known[name](**{**given, **parameters})
+    except TypeError as error:  # a rule of another package that needs an argument
+        raise ScenarioError(f"{key} = {name!r}: {error}") from None
 
 
 __all__ = [

@@ -81,7 +81,7 @@ class Flag:
         if not self.regularization:
             return torch.diag(weights)
         n = len(weights)
-        off = self.regularization * pairs / ((n - 1) * apart.clamp_min(EPSILON))
+        off = self.regularization * pairs / (max(n - 1, 1) * apart.clamp_min(EPSILON))
         off = torch.where(apart > EPSILON, off, 0.0).fill_diagonal_(0.0)
         return torch.diag(weights) + 2.0 * (torch.diag(off.sum(1)) - off)
 
@@ -90,7 +90,7 @@ class Flag:
         value = float(left[alive].sqrt().sum())
         if self.regularization:
             counted = pairs[apart > EPSILON].sqrt().sum()
-            value += self.regularization / (len(unit) - 1) * float(counted)
+            value += self.regularization / max(len(unit) - 1, 1) * float(counted)
         return value
 
 

@@ -29,7 +29,12 @@ from fedtune.grids.metered import MeteredGrid
 from fedtune.grids.node_grid import NodeGrid
 from fedtune.rules.trust import FLTrust
 from fedtune.runs.opening import make_opening
-from fedtune.runs.strategies import adapter_kind, delivered_roles, make_strategy
+from fedtune.runs.strategies import (
+    adapter_kind,
+    check_factors,
+    delivered_roles,
+    make_strategy,
+)
 from fedtune.runs.traces import read_trace
 from fedtune.scenario.schema import Scenario
 from fedtune.server.base import AdapterStrategy
@@ -138,7 +143,9 @@ def build(
     clients = CohortClients(runner, task.clients, store, scenario.run.seed, holdout, method)
     if isinstance(strategy.rule, FLTrust):
         strategy.root = ServerData(runner, task.server_rows, scenario.run.seed)
-    strategy.meet(adapted.layout)
+    if strategy.multiplies:
+        check_factors(strategy, adapted.layout)
+    strategy.meet(adapted.layout, adapted.initial)
     strategy.opening = make_opening(scenario, clients, task, outer is None)
     eligible, on_error = task.clients.eligible, scenario.faults.on_error
     grid = (

@@ -76,9 +76,7 @@ def save_adapter(adapted: Adapted, tensors: dict[str, Tensor], folder: Path) -> 
     write_atomically(folder / "adapter_model.safetensors", save(plain, metadata={"format": "pt"}))
 
 
-def with_base_moved(
-    tensors: Tensors, model: nn.Module
-) -> tuple[Tensors, dict[str, dict[str, float]]]:
+def with_base_moved(tensors: Tensors, model: nn.Module) -> tuple[Tensors, dict[str, Any]]:
     """Changes of the base's own weights as more columns of B and rows of A, exactly.
 
     Args:
@@ -86,7 +84,7 @@ def with_base_moved(
         model: with the adapters, for their scaling.
 
     Returns:
-        The tensors, and `rank_pattern` and `alpha_pattern` of the `LoraConfig` that takes them.
+        The tensors, and what changes in the `LoraConfig` that takes them.
     """
     found = {name: tensor for name, tensor in tensors.items() if BASE not in name}
     moved = {n.removesuffix(BASE): t for n, t in tensors.items() if BASE in n}
@@ -100,7 +98,8 @@ def with_base_moved(
         name = re.escape(layer.removeprefix(PREFIX))
         ranks[name] = len(found[a])
         alphas[name] = scaling * len(found[a])
-    return found, {"rank_pattern": ranks, "alpha_pattern": alphas} if moved else {}
+    scaled = {"rank_pattern": ranks, "alpha_pattern": alphas, "use_rslora": False}
+    return found, scaled if moved else {}
 
 
 def shortened(directory: RunDirectory, folder: Path, rank: int) -> float:
@@ -113,9 +112,10 @@ def shortened(directory: RunDirectory, folder: Path, rank: int) -> float:
         raise ScenarioError("--rank: the run's result is not an adapter")
     if rank < 1:
         raise ScenarioError(f"--rank {rank}: must be at least 1")
+    model = load_model(directory)
     config = json.loads((directory.adapter / "adapter_config.json").read_text("utf-8"))
     tensors = load_file(directory.adapter / "adapter_model.safetensors")
-    scaling = {n: s for n, (_, s) in adapted_layers(load_model(directory)).items()}
+    scaling = {name: s for name, (_, s) in adapted_layers(model).items()}
     errors = [0.0]
     for layer, own in scaling.items():
         b, a, error = truncated(own * tensors[layer + B], tensors[layer + A], rank)

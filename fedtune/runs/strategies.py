@@ -7,16 +7,16 @@ import inspect
 import logging
 import pkgutil
 from importlib.metadata import entry_points
-from typing import Any, cast, get_type_hints
-
-from pydantic import TypeAdapter, ValidationError
+from typing import Any, cast
 
 from fedtune.adapters.kinds import find_kind
+from fedtune.adapters.layout import Layout
 from fedtune.errors import Incompatible, ScenarioError
 from fedtune.participation import Participation
 from fedtune.rules import RULES, ServerOptimizer, make_pre, make_rule, make_server_optimizer
 from fedtune.rules.base import Stateful
 from fedtune.runs.traces import read_trace
+from fedtune.scenario.names import check_types, load
 from fedtune.scenario.schema import PreSection, RuleSection, Scenario, ServerOptimizerSection
 from fedtune.server.base import AdapterStrategy
 
@@ -38,9 +38,8 @@ def find_strategy(name: str) -> type[AdapterStrategy]:
     Raises:
         ScenarioError: if there is none of that name.
     """
-    for point in entry_points(group=GROUP, name=name):
-        found: type[AdapterStrategy] = point.load()
-        return found
+    if any(entry_points(group=GROUP, name=name)):
+        return cast("type[AdapterStrategy]", load(GROUP, name))
     if name not in strategy_names():
         allowed = ", ".join(strategy_names())
         raise ScenarioError(f"strategy.name = {name!r}: allowed: {allowed}")
@@ -112,11 +111,8 @@ def make_strategy(scenario: Scenario) -> AdapterStrategy:
             f"strategy.rule = {rule!r}: strategy {cls.name!r} is a rule itself; allowed: auto"
         )
     cls.refuse(scenario)
-    if "W" in cls.delivers and _noisy_downlink(scenario):
-        raise Incompatible(
-            f"faults: noise on what clients receive would give each a base of its own, and "
-            f"strategy {cls.name!r} needs the same everywhere; leave noise_down and snr_down out"
-        )
+    if "W" in cls.delivers:
+        _check_base(scenario)
     if rule == "vote" and "rank" not in cls.accepts:
         raise Incompatible(f"strategy.rule = 'vote': counts rankings, and {cls.name!r} sends none")
     if cls.accepts == {"rank"}:
@@ -162,18 +158,11 @@ def make_strategy(scenario: Scenario) -> AdapterStrategy:
 def _check_parameters(cls: type[AdapterStrategy], given: dict[str, Any]) -> None:
     """Refuse parameters that the class does not have, or of another type or range."""
     own = _own_parameters(cls)
-    hints = get_type_hints(cls.__init__, include_extras=True)
-    for key, value in given.items():
+    for key in given:
         if key not in own:
             allowed = ", ".join([*SHARED, *own])
             raise Incompatible(f"strategy.{key}: unknown key for {cls.name!r}; allowed: {allowed}")
-        try:
-            TypeAdapter(hints[key]).validate_python(value, strict=True)
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"]
-            raise ScenarioError(
-                f"strategy.{key} = {value!r}: {reason[0].lower()}{reason[1:]}"
-            ) from None
+    check_types("strategy", cls, given)
 
 
 def _check_iterates(scenario: Scenario) -> None:
@@ -193,6 +182,37 @@ def _check_iterates(scenario: Scenario) -> None:
 
 def _noisy_downlink(scenario: Scenario) -> bool:
     return scenario.faults.noise_down > 0 or scenario.faults.snr_down is not None
+
+
+def check_factors(strategy: AdapterStrategy, layout: Layout) -> None:
+    """Refuse factors whose product is not B·A, or whose A cannot be orthonormal."""
+    if layout.chooses:
+        raise Incompatible(
+            f"adapter.kind: strategy {strategy.name!r} multiplies A and B themselves"
+        )
+    shapes = {spec.name: spec.shape for spec in layout.specs}
+    for name, (rank, width) in ((n, s) for n, s in shapes.items() if ".lora_A." in n):
+        most = min(width, shapes[name.replace(".lora_A.", ".lora_B.")][0])
+        if strategy.changes_basis and rank > most:
+            raise Incompatible(
+                f"adapter.rank = {rank}: strategy {strategy.name!r} makes A orthonormal, and a "
+                f"layer has {most} directions; allowed: at most {most}"
+            )
+
+
+def _check_base(scenario: Scenario) -> None:
+    """Refuse what a base that moves does not survive."""
+    name = scenario.strategy.name
+    if _noisy_downlink(scenario):
+        raise Incompatible(
+            "faults: noise on what clients receive would give each a base of its own, and "
+            f"strategy {name!r} needs the same everywhere; leave noise_down and snr_down out"
+        )
+    if scenario.engine.precision == "bfloat16":
+        raise Incompatible(
+            f"engine.precision = 'bfloat16': rounds away what strategy {name!r} adds to the base; "
+            "allowed: float32, float64"
+        )
 
 
 def _check_basis(scenario: Scenario, rule: str) -> None:
@@ -216,6 +236,12 @@ def _check_votes(scenario: Scenario, rule: str) -> None:
     name = scenario.strategy.name
     if rule == "fltrust":
         raise Incompatible(f"strategy.rule = 'fltrust': compares numbers, and {name!r} sends votes")
+    if scenario.adapter.by_magnitude:
+        why = "with adapter.by_magnitude the least edges of a ranking count as much as its top"
+        if float(scenario.strategy.parameters().get("upload", 1.0)) < 1.0:
+            raise Incompatible(f"strategy.upload: {why}; allowed: 1.0")
+        if scenario.attack.kind == "vem":
+            raise Incompatible(f"attack.kind = 'vem': {why}; allowed: none, reverse-ranks")
     if scenario.local.client_momentum:
         raise Incompatible(
             f"local.client_momentum = {scenario.local.client_momentum}: {name!r} sends rankings, "

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, get_type_hints
 
-from pydantic import AfterValidator, GetJsonSchemaHandler
+from pydantic import AfterValidator, GetJsonSchemaHandler, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
+
+from fedtune.errors import ScenarioError, first_line
 
 RULES_GROUP, ADAPTERS_GROUP = "fedtune.rules", "fedtune.adapters"
 
@@ -56,4 +58,31 @@ def foreign(group: str) -> set[str]:
 def load(group: str, name: str) -> Any:
     """What a package adds under a name, or None."""
     points: Sequence[Any] = list(entry_points(group=group, name=name))
-    return points[0].load() if points else None
+    if not points:
+        return None
+    try:
+        return points[0].load()
+    except Exception as error:  # whatever another package does when it is imported
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise ScenarioError(f"{group} {name!r}: {points[0].value}: {reason}") from None
+
+
+def check_types(key: str, made: Any, given: Mapping[str, Any]) -> None:
+    """Refuse parameters of another type or range than the constructor's annotations say.
+
+    Args:
+        key: that the parameters follow.
+        made: the class.
+
+    Raises:
+        ScenarioError: for the first one.
+    """
+    hints = get_type_hints(made.__init__, include_extras=True)
+    for name, value in given.items():
+        try:
+            TypeAdapter(hints.get(name, Any)).validate_python(value, strict=True)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise ScenarioError(
+                f"{key}.{name} = {value!r}: {reason[0].lower()}{reason[1:]}"
+            ) from None

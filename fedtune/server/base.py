@@ -86,7 +86,9 @@ class AdapterStrategy(Messenger):
         self._directory = Directory({})
         self._round = 0
         self._asked: dict[int, Message] = {}
-        self.root: Callable[[dict[str, Tensor], int], dict[str, Tensor]] | None = None
+        self.root: Callable[[dict[str, Tensor], int, frozenset[str]], dict[str, Tensor]] | None = (
+            None
+        )
         self._trusted: tuple[int, Tensor] | None = None
         self.downlink = Downlink(clients_remember)
         self.opening: Opening | None = None
@@ -130,6 +132,7 @@ class AdapterStrategy(Messenger):
         self.report.used = [client for client, _ in good]
         self.heard(self.report.used)
         self.downlink.arrived(self.report.used)
+        self.lost_touch(list(self.report.failed))
         if not good:
             return self._without_replies(), None
         contents = [content for _, content in good]
@@ -137,8 +140,12 @@ class AdapterStrategy(Messenger):
         self.report.examples = dict(zip(self.report.used, examples, strict=True))
         weights = policy_weights(self.weights, examples, self.max_weight)
         came = [to_tensors(records(content, ArrayRecord)[0]) for content in contents]
+        before = self.state_dict()
         moved = self._moved(came, weights) if self._averaged else {}
-        return self._renewed({**moved, **self.combine(came)}), self._train_metrics(contents)
+        new = self._renewed({**moved, **self.combine(came)})
+        if new is None:
+            self.load_state_dict(before)
+        return new, self._train_metrics(contents)
 
     def _renewed(self, changed: dict[str, Tensor]) -> ArrayRecord | None:
         """The new global model, or None (the old one stays) if an entry left its range."""
@@ -169,7 +176,8 @@ class AdapterStrategy(Messenger):
         trusted = None
         if self.root is not None:
             if self._trusted is None or self._trusted[0] != self._round:
-                own = difference(self.root(self._sent, self._round), self._averaged)
+                names = frozenset(self._averaged)
+                own = difference(self.root(self._sent, self._round, names), self._averaged)
                 self._trusted = (self._round, own)
             trusted = self._trusted[1]
         seed = self.participation.seed

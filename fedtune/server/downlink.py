@@ -58,6 +58,12 @@ class Downlink:
             for group, version in self._versions.items():
                 self._held.setdefault(group, {})[client] = version
 
+    def forget(self, clients: Iterable[int]) -> None:
+        """These clients are sent everything next time."""
+        for held in self._held.values():
+            for client in clients:
+                held.pop(client, None)
+
     def state_dict(self) -> dict[str, Tensor]:
         """Client ids and versions by group, (clients, 2) int64."""
         return {

@@ -120,9 +120,12 @@ class Opening:
         }
         replies = list(grid.send_and_receive(asked.values()))
         like = {name: torch.zeros(shape) for name, shape in shapes.items()}
-        good = sift(replies, asked, directory, like, "num-examples").good
+        found = sift(replies, asked, directory, like, "num-examples")
+        good = found.good
         if not good:
-            raise RunError(f"adapter.init = {self.source!r}: no client sent a gradient")
+            reasons = {**found.failed, **found.rejected}
+            said = next((f"; client {c}: {why}" for c, why in reasons.items()), "")
+            raise RunError(f"adapter.init = {self.source!r}: no client sent a gradient{said}")
         counts = [float(records(content, MetricRecord)[0]["num-examples"]) for _, content in good]  # type: ignore[arg-type]
         came = [to_tensors(records(content, ArrayRecord)[0]) for _, content in good]
         return {

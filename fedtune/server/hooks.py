@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedtune.adapters.ballots import Ballot
-from fedtune.adapters.layout import Layout, TensorSpec
+from fedtune.adapters.layout import Layout, Tensors, TensorSpec
 from fedtune.apps.rounds import RoundFunction, plain_round
 from fedtune.rules import Updates
 from fedtune.scenario import Scenario
@@ -30,7 +30,8 @@ class Hooks:
     `auto` is (`auto_weights`), whether it sums updates over probabilities to take part
     (`weighs_by_probability`), whether clients send points of an iteration of its own instead of
     steps (`sends_iterates`), and whether what an update's numbers mean changes from round to round
-    (`changes_basis`); each leaves less to choose. `own_rule` is what rule `auto` is; `delivers` are
+    (`changes_basis`), and whether it multiplies A and B
+    (`multiplies`); each leaves less to choose. `own_rule` is what rule `auto` is; `delivers` are
     the roles of frozen tensors that the server changes and sends, `keeps_sent` whether clients keep
     A and B as they were sent, so that an unchanged factor is not sent again. `ballots` are the
     forms of what clients vote on, by tensor. `remembers` are the attributes that are its state.
@@ -47,6 +48,7 @@ class Hooks:
     weighs_by_probability: ClassVar[bool] = False
     sends_iterates: ClassVar[bool] = False
     changes_basis: ClassVar[bool] = False
+    multiplies: ClassVar[bool] = False
     own_rule: ClassVar[str] = "mean"
     delivers: ClassVar[frozenset[str]] = frozenset()
     keeps_sent: ClassVar[bool] = False
@@ -56,8 +58,8 @@ class Hooks:
     def refuse(cls, scenario: Scenario) -> None:
         """Raise `Incompatible` for what this method cannot go with; by default nothing."""
 
-    def meet(self, layout: Layout) -> None:
-        """Called once in a fedtune run with the adapter's tensors; by default of no interest."""
+    def meet(self, layout: Layout, initial: Tensors) -> None:
+        """Called once in a fedtune run with the adapter's tensors and what they begin as."""
 
     def broadcast(self, arrays: ArrayRecord) -> ArrayRecord:
         """What clients are sent for the global model; by default that itself."""

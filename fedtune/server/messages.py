@@ -30,6 +30,11 @@ class Messenger(Hooks, FlowerFedAvg):
     _directory: Directory
 
     _sent: dict[str, Tensor]
+    _model: dict[str, Tensor]
+
+    def lost_touch(self, clients: list[int]) -> None:
+        """What these clients, which failed, hold is not known any more."""
+        self.downlink.forget(clients)
 
     def _send(self, tensors: dict[str, Tensor]) -> None:
         """Settle what messages hold."""
@@ -46,6 +51,7 @@ class Messenger(Hooks, FlowerFedAvg):
         seed = key_of("evaluate", self.participation.seed)
         share = Participation("fraction", self.fraction_evaluate, seed)
         clients = share.draw(self._directory.clients, server_round)
+        self._model = to_tensors(arrays)
         self._send({n: t for n, t in to_tensors(arrays).items() if BASE not in n})
         kind = MessageType.EVALUATE
         return [self._message(client, config, server_round, kind) for client in clients]

@@ -26,7 +26,7 @@ class Residuals:
         self._steps: list[Factors] = []
         self._whole = False
         self._seen: dict[int, str] = {}
-        self._records: dict[int, ArrayRecord] = {}
+        self._records: dict[tuple[int, ...], ArrayRecord] = {}
 
     @property
     def version(self) -> str:
@@ -57,10 +57,15 @@ class Residuals:
             first = -1
         else:
             first = 0
-        if first not in self._records:
-            self._records[first] = to_record(self._tensors(first, model))
+        tensors = self._tensors(first, model)
+        key = (first, *(tensor.data_ptr() for tensor in tensors.values()))
+        if key not in self._records:
+            self._records = {
+                key: to_record(tensors),
+                **{k: r for k, r in self._records.items() if k[0] != first},
+            }
         versions = [self.version] if first < 0 else self.versions[first:]
-        return self._records[first], {VERSIONS: versions}
+        return self._records[key], {VERSIONS: versions}
 
     def _tensors(self, first: int, model: dict[str, Tensor]) -> dict[str, Tensor]:
         if first < 0:
@@ -75,6 +80,11 @@ class Residuals:
     def arrived(self, clients: Iterable[int]) -> None:
         """Replies of these clients show that their bases are that of now."""
         self._seen.update(dict.fromkeys(clients, self.version))
+
+    def forget(self, clients: Iterable[int]) -> None:
+        """These clients are sent everything next time."""
+        for client in clients:
+            self._seen.pop(client, None)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Steps, versions, and which version each client has seen."""

@@ -52,7 +52,7 @@ def test_scores_rebuilt_from_a_whole_ballot_make_the_same_matrix(seed, form):
 def test_a_vote_is_the_sum_of_positions_and_signs_go_with_most(seed, form, listed):
     made, like = ballot(form, listed=listed), scores(seed, form)
     cast = [scores(seed + 1 + k, form) for k in range(5)]
-    elected = made.elected([made.cast(one) for one in cast], like)
+    elected = made.elected([made.cast(one) for one in cast], like, scores(seed + 9, form))
     sums, votes = np.zeros(24, dtype=int), np.zeros(24, dtype=int)
     for one in cast:
         flat = one.flatten().numpy()
@@ -74,7 +74,8 @@ def test_a_vote_is_the_sum_of_positions_and_signs_go_with_most(seed, form, liste
 def test_one_voter_is_obeyed(seed):
     for form in ("antithetic", "signed"):
         made, own = ballot(form), scores(seed, form)
-        elected = made.elected([made.cast(own)], scores(seed + 1, form))
+        like = scores(seed + 1, form)
+        elected = made.elected([made.cast(own)], like, like)
         assert torch.equal(made.ternary.matrix(elected), made.ternary.matrix(own))
 
 
@@ -99,4 +100,19 @@ def test_a_part_is_completed_and_cast_again(seed, listed):
     assert ranked.is_permutation(whole)
     assert torch.equal(made.recast(packed, whole), packed)
     backwards = made.recast(packed, whole.flip(0))
-    assert torch.equal(made.read(backwards)[1], signs)
+    assert made.fault(backwards) is None
+    known = dict(zip(edges[-made.signs :].tolist(), signs.tolist(), strict=True))
+    found, given_signs = made.read(backwards)
+    for edge, sign in zip(found[-made.signs :].tolist(), given_signs.tolist(), strict=True):
+        assert sign == known.get(edge, 1)
+
+
+@given(SEEDS)
+def test_what_clients_rebuild_is_what_the_server_elected(seed):
+    """Also the signs of edges that do not count, over rounds."""
+    made, initial = ballot("signed"), scores(seed, "signed")
+    server = initial
+    for number in range(3):
+        votes = [made.cast(scores(seed + 10 * number + k, "signed")) for k in range(4)]
+        server = made.elected(votes, server, initial)
+        assert torch.equal(made.rebuilt(made.cast(server), initial), server)
