@@ -13,9 +13,9 @@ import torch
 import fedtune
 from fedtune.cli.listing import LISTS
 from fedtune.errors import ScenarioError
-from fedtune.runs.build import build
+from fedtune.runs.build import build, settle_paths
 from fedtune.runs.export import load_model
-from fedtune.scenario import Scenario
+from fedtune.scenario import Scenario, load_scenario
 from tests.runs.kit import lines, small
 
 PAGE = (Path(__file__).parent.parent / "docs" / "extending.md").read_text("utf-8")
@@ -118,3 +118,19 @@ def test_the_kinds_result_is_a_plain_lora_adapter(tmp_path):
     own = made.engine.backend.logits(state.arrays, batch.inputs)
     with torch.no_grad():
         assert float((load_model(done)(**batch.inputs).logits - own).abs().max()) <= 1e-5
+
+
+def test_the_kind_begins_at_the_base():
+    found = []
+    for kind in ("diagonal", "lora"):
+        options = small(adapter__kind=kind)
+        made = build(settle_paths(load_scenario("quickstart", options)))
+        batch = made.task.test.gather(torch.arange(10))
+        start = {n: t.clone() for n, t in made.adapted.initial.items()}
+        found.append(made.engine.backend.logits(start, batch.inputs))
+    torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=0)
+
+
+def test_strategies_that_multiply_factors_refuse_a_kind_that_makes_them():
+    with pytest.raises(ScenarioError, match="needs one of"):
+        fedtune.plan("quickstart", small(adapter__kind="diagonal", strategy__name="fedsvd"))

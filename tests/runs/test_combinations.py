@@ -41,6 +41,18 @@ def test_every_strategy_runs_with_every_kind_that_it_accepts():
         ({"strategy.name": "fedex-lora", "strategy.rule": "median"}, "the mean alone"),
         ({"strategy.name": "fed-sb", "adapter.use_rslora": True}, "s = 1 everywhere"),
         ({"strategy.name": "fed-sb", "adapter.rank": 65}, "orthonormal directions"),
+        ({"strategy.name": "fedsvd", "adapter.rank": 65}, "has 64 directions"),
+        (
+            {"strategy.name": "frl", "adapter.by_magnitude": True, "strategy.upload": 0.5},
+            "strategy.upload: with adapter.by_magnitude",
+        ),
+        (
+            {"strategy.name": "frl", "adapter.by_magnitude": True, "attack.kind": "vem"},
+            "attack.kind = 'vem': with adapter.by_magnitude",
+        ),
+        ({"strategy.rule": {"name": "krum", "f": "2"}}, "strategy.rule.f = '2': input should be"),
+        ({"attack.kind": "gaussian", "attack.sigma": "ten"}, "attack.sigma = 'ten'"),
+        ({"attack.kind": "label-flip", "attack.share": "abc"}, "attack.share = 'abc'"),
         (
             {"strategy.name": "fed-sb", "adapter.init": "public", "task.server_examples": 0},
             "task.server_examples",

@@ -14,11 +14,12 @@ from transformers import AutoModelForImageClassification, ViTConfig, ViTForImage
 import fedtune
 from fedtune.adapters.ranked import bits_of
 from fedtune.errors import ScenarioError
-from fedtune.runs.build import build
+from fedtune.runs.build import build, settle_paths
 from fedtune.runs.checkpoints import load_checkpoint
-from fedtune.runs.export import export, shortened
+from fedtune.runs.export import export, load_model, shortened
 from fedtune.runs.loop import start_state
 from fedtune.runs.strategies import strategy_names
+from fedtune.scenario import load_scenario
 from fedtune.tasks.bases import base_path
 from tests.runs.kit import adapter_bytes, lines, small
 
@@ -179,3 +180,26 @@ def effective(folder):
             a = tensors[name.replace("lora_B", "lora_A")]
             products[layer] = (alpha / len(a) * b.double()) @ a.double()
     return products
+
+
+def test_a_base_that_moves_is_exported_right_under_rslora_too(tmp_path):
+    options = small(strategy__name="fedex-lora", adapter__use_rslora=True)
+    done = fedtune.run("quickstart", options, tmp_path / "run")
+    made = build(done.scenario, done.read_partition())
+    state = start_state(made, load_checkpoint(done.checkpoints))
+    batch = made.task.test.gather(torch.arange(20))
+    own = made.engine.backend.logits(state.arrays, batch.inputs)
+    with torch.no_grad():
+        assert float((load_model(done)(**batch.inputs).logits - own).abs().max()) <= 2e-5
+
+
+@pytest.mark.parametrize("kind", ["lora", "ffa", "lora-sb", "rank"])
+def test_before_round_one_the_model_is_the_base(kind):
+    strategy = {"lora": "fedavg", "ffa": "ffa-lora", "lora-sb": "fed-sb", "rank": "frl"}[kind]
+    found = []
+    for name in (strategy, "fedavg"):
+        made = build(settle_paths(load_scenario("quickstart", small(strategy__name=name))))
+        batch = made.task.test.gather(torch.arange(10))
+        start = {n: t.clone() for n, t in made.adapted.initial.items()}
+        found.append(made.engine.backend.logits(start, batch.inputs))
+    torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=0)

@@ -189,3 +189,26 @@ def test_the_opening_leaves_the_base_as_it_was(kind):
             assert torch.equal(parameter, before[name])
             assert parameter.grad is None
             assert parameter.requires_grad == ("modules_to_save" in name), name
+
+
+def test_layers_of_unlike_width_are_sketched_each_as_wide_as_it_can(tmp_path):
+    """Grouped queries: v is narrower than q, and than rank + 8."""
+    options = {
+        "task.kind": "causal-lm", "task.base": "builtin:llama-words", "task.data": "builtin:sums",
+        "strategy.name": "fed-sb", "adapter.rank": 20, "clients.count": 4, "local.epochs": None,
+        "local.steps": 1, "local.batch_size": 2, "clients.partition": {"kind": "iid"},
+        "clients.participation.value": 1.0, "run.rounds": 1, "adapter.init_examples": 4,
+        "engine.threads": 1, "task.train_examples": 60, "task.test_examples": 20,
+    }  # fmt: skip
+    made = build(settle_paths(load_scenario("quickstart", options)))
+    widths = {min(s.shape) for s in made.adapted.layout.specs if s.role == "B"}
+    assert made.strategy.opening is not None
+    shapes = set(made.strategy.opening.shapes.values())
+    assert len({min(28, *shape) for shape in shapes}) > 1, (shapes, widths)
+    state, notes = opened(made)
+    for b, _, a in frames(state.arrays).values():
+        np.testing.assert_allclose(b.T @ b, np.eye(20), atol=1e-5)
+        np.testing.assert_allclose(a @ a.T, np.eye(20), atol=1e-5)
+    down, up = made.strategy.opening.numbers(20)
+    assert notes["bytes_up"] == 4 * up * 4
+    assert notes["bytes_down"] == 4 * down * 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from flwr.app import ArrayRecord, ConfigRecord
 
 import fedtune
 from fedtune.adapters.layout import BASE
@@ -13,6 +14,10 @@ from fedtune.apps.store import FileStore, MemoryStore
 from fedtune.errors import ScenarioError
 from fedtune.grids.arrays import records, to_tensors
 from fedtune.participation import Participation
+from fedtune.runs.build import build, settle_paths
+from fedtune.runs.loop import one_round, start_state
+from fedtune.scenario import load_scenario
+from fedtune.tasks.library import Library
 from strategies import FedExLoRA
 from tests.runs.kit import adapter_bytes, lines, small
 from tests.strategies.kit import Federation
@@ -156,6 +161,7 @@ def test_a_truncated_residual_says_what_it_leaves_out():
         {"strategy.server_optimizer": "adam"},
         {"adapter.kind": "ffa"},
         {"faults.noise_down": 0.1},
+        {"engine.precision": "bfloat16"},
     ],
 )
 def test_what_does_not_go_with_a_residual_is_refused(option):
@@ -185,3 +191,63 @@ def test_both_engines_and_a_resumed_run_agree(tmp_path):
     again = fedtune.resume(tmp_path / "c", {"run.rounds": 4})
     assert lines(again) == lines(whole)
     assert adapter_bytes(again) == adapter_bytes(whole)
+
+
+def test_a_moved_base_stays_with_its_run():
+    """Runs of a process share the base's weights; another run must not find them moved."""
+    library = Library()
+
+    def made(name):
+        options = small(strategy__name=name, run__rounds=2)
+        return build(settle_paths(load_scenario("quickstart", options)), library=library)
+
+    first = made("fedavg")
+    rows = torch.arange(8)
+    start = {n: t.clone() for n, t in first.adapted.initial.items()}
+    before = first.engine.backend.logits(start, first.task.test.gather(rows).inputs)
+    moving = made("fedex-lora")
+    state = start_state(moving, None)
+    with moving.serving.serving():
+        for number in (1, 2):
+            one_round(moving, state, number)
+    moved = moving.engine.backend.logits(state.arrays, moving.task.test.gather(rows).inputs)
+    assert not torch.equal(moved, before)
+    after = made("fedavg")
+    again = after.engine.backend.logits(start, after.task.test.gather(rows).inputs)
+    assert torch.equal(again, before)
+
+
+def test_evaluation_sends_the_base_of_now_to_whoever_was_absent():
+    """Once the whole change is smaller than the residuals, also to clients that held an old one."""
+    trace = dict.fromkeys(range(1, 40), (0, 1)) | {40: (0, 1, 2)}
+    strategy = FedExLoRA(
+        clients_remember=True, participation=Participation("trace", trace=trace),
+        fraction_evaluate=1.0,
+    )  # fmt: skip
+    clients = Clients()
+    made = federation(strategy, clients)
+    for _ in range(39):
+        made.go()
+    assert strategy.residuals._whole
+    with made.grid.serving():
+        arrays = ArrayRecord(made.model)
+        messages = list(strategy.configure_evaluate(39, arrays, ConfigRecord(), made.grid))
+    zero = {W: torch.zeros(ROWS, COLUMNS, dtype=torch.float64)}
+    for client, message in enumerate(messages):
+        sent = {n: t for one in records(message.content, ArrayRecord)
+                for n, t in to_tensors(one).items()}  # fmt: skip
+        found = base_of(clients.stores[client], sent, message.content["config"], zero)
+        assert torch.equal(found[W], made.model[W]), client
+    before = made.model[W]
+    made.go()
+    assert torch.equal(clients.bases[2][W], before)
+
+
+def test_a_client_that_failed_is_sent_everything_again():
+    strategy = FedExLoRA(clients_remember=True)
+    made = federation(strategy, Clients())
+    for _ in range(3):
+        made.go()
+    assert len(strategy.residuals.record(1, made.model, True)[1]["base/versions"]) == 2
+    strategy.lost_touch([1])
+    assert len(strategy.residuals.record(1, made.model, True)[1]["base/versions"]) == 4

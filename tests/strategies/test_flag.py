@@ -67,3 +67,9 @@ def test_a_whole_space_is_the_mean_of_unit_updates():
 def test_knobs_out_of_range_are_refused_by_name(knob, value):
     with pytest.raises(ScenarioError, match=rf"strategy\.{knob} = "):
         fedtune.plan("quickstart", small(strategy__name="flag", **{f"strategy__{knob}": value}))
+
+
+def test_one_update_is_itself_also_with_pairs():
+    rows = torch.from_numpy(np.random.default_rng(3).normal(size=(1, 30)))
+    found = Flag(regularization=1.0)(Updates(rows, torch.ones(1).double())).update
+    torch.testing.assert_close(found, rows[0])

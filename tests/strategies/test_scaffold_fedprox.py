@@ -11,6 +11,8 @@ import torch
 import fedtune
 from fedtune.apps.rounds import ClientView, Train
 from fedtune.cohort.plan import ClientResult
+from fedtune.runs.build import build
+from fedtune.runs.checkpoints import load_checkpoint
 from fedtune.scenario.schema import LocalSection
 from strategies import SCAFFOLD, FedAvg
 from strategies.scaffold import CONTROL, scaffold_round
@@ -178,3 +180,17 @@ def test_a_larger_mu_keeps_clients_nearer(tmp_path):
         saved = load_file(done.adapter / "adapter_model.safetensors")
         moved.append(sum(float(t.square().sum()) for n, t in saved.items() if "lora_B" in n))
     assert moved[0] > 1.05 * moved[1] > 1.05 * 2 * moved[2] > 0
+
+
+def test_a_head_of_its_own_has_no_variate(tmp_path):
+    """It would only ever be pulled back: the server has no mean of heads to add."""
+    options = small(strategy__name="scaffold", task__head="local", local__optimizer="sgd")
+    done = fedtune.run("quickstart", options, tmp_path / "run")
+    made = build(done.scenario, done.read_partition())
+    found = load_checkpoint(done.checkpoints)
+    variates = [t for n, t in found.groups["clients"].items() if CONTROL in n and "classifier" in n]
+    others = [t for n, t in found.groups["clients"].items() if CONTROL in n and "lora" in n]
+    assert variates
+    assert all(float(t.abs().max()) == 0 for t in variates)
+    assert any(float(t.abs().max()) > 0 for t in others)
+    assert made.adapted.layout.kept
