@@ -29,12 +29,8 @@ from fedtune.grids.metered import MeteredGrid
 from fedtune.grids.node_grid import NodeGrid
 from fedtune.rules.trust import FLTrust
 from fedtune.runs.opening import make_opening
-from fedtune.runs.strategies import (
-    adapter_kind,
-    check_factors,
-    delivered_roles,
-    make_strategy,
-)
+from fedtune.runs.refusals import check_factors
+from fedtune.runs.strategies import adapter_kind, delivered_roles, make_strategy
 from fedtune.runs.traces import read_trace
 from fedtune.scenario.schema import Scenario
 from fedtune.server.base import AdapterStrategy

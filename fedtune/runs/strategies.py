@@ -10,14 +10,13 @@ from importlib.metadata import entry_points
 from typing import Any, cast
 
 from fedtune.adapters.kinds import find_kind
-from fedtune.adapters.layout import Layout
 from fedtune.errors import Incompatible, ScenarioError
 from fedtune.participation import Participation
-from fedtune.rules import RULES, ServerOptimizer, make_pre, make_rule, make_server_optimizer
-from fedtune.rules.base import Stateful
+from fedtune.rules import ServerOptimizer, make_pre, make_rule, make_server_optimizer
+from fedtune.runs.refusals import check_parts, noisy_downlink, part_of
 from fedtune.runs.traces import read_trace
 from fedtune.scenario.names import check_types, load
-from fedtune.scenario.schema import PreSection, RuleSection, Scenario, ServerOptimizerSection
+from fedtune.scenario.schema import Scenario, ServerOptimizerSection
 from fedtune.server.base import AdapterStrategy
 
 GROUP = "fedtune.strategies"
@@ -103,54 +102,24 @@ def make_strategy(scenario: Scenario) -> AdapterStrategy:
     cls = find_strategy(section.name)
     _check_parameters(cls, section.parameters())
     participation = make_participation(scenario)
-    rule, parameters = _part(section.rule)
-    own_rule = rule == "auto"
-    rule = cls.own_rule if own_rule else rule
-    if rule != cls.own_rule and cls.own_rule != "mean":
-        raise Incompatible(
-            f"strategy.rule = {rule!r}: strategy {cls.name!r} is a rule itself; allowed: auto"
-        )
-    cls.refuse(scenario)
-    if "W" in cls.delivers:
-        _check_base(scenario)
-    if rule == "vote" and "rank" not in cls.accepts:
-        raise Incompatible(f"strategy.rule = 'vote': counts rankings, and {cls.name!r} sends none")
-    if cls.accepts == {"rank"}:
-        _check_votes(scenario, rule)
-        rule = "mean" if rule == "vote" else rule
-    if cls.sends_iterates:
-        _check_iterates(scenario)
-    if cls.changes_basis:
-        _check_basis(scenario, rule)
-    if cls.weighs_by_probability:
-        _check_weighted_sum(scenario, rule)
+    rule, parameters = part_of(section.rule)
+    rule = cls.own_rule if rule == "auto" else rule
+    check_parts(cls, scenario, rule)
+    rule = "mean" if rule == "vote" else rule
     weights = scenario.clients.weights
-    if rule != "mean" and weights in ("reported", "capped"):
-        raise Incompatible(
-            f"clients.weights = {weights!r}: rule {rule!r} gives each client one vote; "
-            "allowed: auto, uniform"
-        )
-    if rule == "fltrust" and not scenario.task.server_examples:
-        raise Incompatible(
-            "strategy.rule = 'fltrust': needs data of the server's own; set task.server_examples, "
-            "e.g. to 100"
-        )
-    if rule == "fltrust" and scenario.task.head == "local":
-        raise Incompatible("strategy.rule = 'fltrust': the server has no head like a client's own")
     f = expected_malicious(scenario) if section.f == "auto" else section.f
-    made: dict[str, Any] = (
-        {} if own_rule and cls.own_rule != "mean" else {"rule": make_rule(rule, f, parameters)}
-    )
+    brings_it = section.rule == "auto" and cls.own_rule != "mean"
+    made: dict[str, Any] = {} if brings_it else {"rule": make_rule(rule, f, parameters)}
     return cls(
         participation=participation,
         **made,
-        pre=[make_pre(name, f, own) for name, own in map(_part, section.pre)],
+        pre=[make_pre(name, f, own) for name, own in map(part_of, section.pre)],
         server_optimizer=_server_optimizer(section.server_optimizer),
         weights=weights,
         max_weight=scenario.clients.max_weight,
         fraction_evaluate=1.0 if scenario.task.head == "local" else 0.0,
         min_available_nodes=1,
-        clients_remember=not _noisy_downlink(scenario),
+        clients_remember=not noisy_downlink(scenario),
         **section.parameters(),
     )
 
@@ -163,108 +132,6 @@ def _check_parameters(cls: type[AdapterStrategy], given: dict[str, Any]) -> None
             allowed = ", ".join([*SHARED, *own])
             raise Incompatible(f"strategy.{key}: unknown key for {cls.name!r}; allowed: {allowed}")
     check_types("strategy", cls, given)
-
-
-def _check_iterates(scenario: Scenario) -> None:
-    """Refuse what changes the points of a method's own iteration."""
-    why = f"strategy {scenario.strategy.name!r} iterates over the points that clients send; allowed"
-    changes = [
-        ("local.client_momentum", scenario.local.client_momentum, (0.0,)),
-        ("local.weight_decay", scenario.local.weight_decay, (0.0,)),
-        ("strategy.server_optimizer", _part(scenario.strategy.server_optimizer)[0], ("none",)),
-        ("clients.weights", scenario.clients.weights, ("auto", "uniform")),
-        ("task.head", scenario.task.head, ("shared", "frozen")),
-    ]
-    for key, value, allowed in changes:
-        if value not in allowed:
-            raise Incompatible(f"{key} = {value!r}: {why}: {', '.join(map(str, allowed))}")
-
-
-def _noisy_downlink(scenario: Scenario) -> bool:
-    return scenario.faults.noise_down > 0 or scenario.faults.snr_down is not None
-
-
-def check_factors(strategy: AdapterStrategy, layout: Layout) -> None:
-    """Refuse factors whose product is not B·A, or whose A cannot be orthonormal."""
-    if layout.chooses:
-        raise Incompatible(
-            f"adapter.kind: strategy {strategy.name!r} multiplies A and B themselves"
-        )
-    shapes = {spec.name: spec.shape for spec in layout.specs}
-    for name, (rank, width) in ((n, s) for n, s in shapes.items() if ".lora_A." in n):
-        most = min(width, shapes[name.replace(".lora_A.", ".lora_B.")][0])
-        if strategy.changes_basis and rank > most:
-            raise Incompatible(
-                f"adapter.rank = {rank}: strategy {strategy.name!r} makes A orthonormal, and a "
-                f"layer has {most} directions; allowed: at most {most}"
-            )
-
-
-def _check_base(scenario: Scenario) -> None:
-    """Refuse what a base that moves does not survive."""
-    name = scenario.strategy.name
-    if _noisy_downlink(scenario):
-        raise Incompatible(
-            "faults: noise on what clients receive would give each a base of its own, and "
-            f"strategy {name!r} needs the same everywhere; leave noise_down and snr_down out"
-        )
-    if scenario.engine.precision == "bfloat16":
-        raise Incompatible(
-            f"engine.precision = 'bfloat16': rounds away what strategy {name!r} adds to the base; "
-            "allowed: float32, float64"
-        )
-
-
-def _check_basis(scenario: Scenario, rule: str) -> None:
-    """Refuse what remembers updates from round to round where their basis changes meanwhile."""
-    why = (
-        f"remembers updates over rounds, and strategy {scenario.strategy.name!r} changes their "
-        "basis; allowed"
-    )
-    optimizer = _part(scenario.strategy.server_optimizer)[0]
-    if optimizer != "none":
-        raise Incompatible(f"strategy.server_optimizer = {optimizer!r}: {why}: none")
-    if scenario.local.client_momentum:
-        raise Incompatible(f"local.client_momentum = {scenario.local.client_momentum}: {why}: 0")
-    if isinstance(make_rule(rule), Stateful):
-        stateless = [name for name in RULES if not isinstance(make_rule(name), Stateful)]
-        raise Incompatible(f"strategy.rule = {rule!r}: {why}: {', '.join(stateless)}")
-
-
-def _check_votes(scenario: Scenario, rule: str) -> None:
-    """Refuse what needs numbers where clients send rankings."""
-    name = scenario.strategy.name
-    if rule == "fltrust":
-        raise Incompatible(f"strategy.rule = 'fltrust': compares numbers, and {name!r} sends votes")
-    if scenario.adapter.by_magnitude:
-        why = "with adapter.by_magnitude the least edges of a ranking count as much as its top"
-        if float(scenario.strategy.parameters().get("upload", 1.0)) < 1.0:
-            raise Incompatible(f"strategy.upload: {why}; allowed: 1.0")
-        if scenario.attack.kind == "vem":
-            raise Incompatible(f"attack.kind = 'vem': {why}; allowed: none, reverse-ranks")
-    if scenario.local.client_momentum:
-        raise Incompatible(
-            f"local.client_momentum = {scenario.local.client_momentum}: {name!r} sends rankings, "
-            "which have no momentum"
-        )
-
-
-def _check_weighted_sum(scenario: Scenario, rule: str) -> None:
-    """Refuse what an importance-weighted sum of updates cannot go with."""
-    name, taking_part = scenario.strategy.name, scenario.clients.participation
-    weights = scenario.clients.weights
-    why = f"strategy {name!r} sums updates over probabilities to take part; allowed"
-    if rule != "mean":
-        raise Incompatible(f"strategy.rule = {rule!r}: {why}: auto, mean")
-    if scenario.strategy.pre:
-        raise Incompatible(f"strategy.pre: {why}: []")
-    if weights not in ("auto", "uniform"):
-        raise Incompatible(f"clients.weights = {weights!r}: {why}: auto, uniform")
-    if taking_part.known and taking_part.kind in ("clock", "trace"):
-        raise Incompatible(
-            f"clients.participation.kind = {taking_part.kind!r}: has no probabilities for "
-            f"strategy {name!r} to know; set clients.participation.known = false"
-        )
 
 
 def expected_malicious(scenario: Scenario) -> int:
@@ -289,15 +156,8 @@ def make_participation(scenario: Scenario) -> Participation:
 
 
 def _server_optimizer(given: str | ServerOptimizerSection) -> ServerOptimizer | None:
-    name, parameters = _part(given)
+    name, parameters = part_of(given)
     return None if name == "none" else make_server_optimizer(name, parameters)
-
-
-def _part(
-    given: str | RuleSection | PreSection | ServerOptimizerSection,
-) -> tuple[str, dict[str, Any]]:
-    """Name and parameters of a rule or pre-aggregator."""
-    return (given, {}) if isinstance(given, str) else (given.name, given.parameters())
 
 
 def _own_parameters(cls: type[Any]) -> list[str]:

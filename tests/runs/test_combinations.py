@@ -38,6 +38,10 @@ def test_every_strategy_runs_with_every_kind_that_it_accepts():
         ({"strategy.name": "frl", "strategy.rule": "fltrust"}, "sends votes"),
         ({"strategy.name": "fedavg", "strategy.rule": "vote"}, "counts rankings"),
         ({"strategy.name": "flag", "strategy.rule": "krum"}, "is a rule itself"),
+        (
+            {"strategy.name": "flag", "strategy.rule": {"name": "flag"}, "strategy.m": 2},
+            "strategy.m: strategy.rule names its own parameters",
+        ),
         ({"strategy.name": "fedex-lora", "strategy.rule": "median"}, "the mean alone"),
         ({"strategy.name": "fed-sb", "adapter.use_rslora": True}, "s = 1 everywhere"),
         ({"strategy.name": "fed-sb", "adapter.rank": 65}, "orthonormal directions"),
