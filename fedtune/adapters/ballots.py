@@ -54,24 +54,22 @@ class Ballot:
 
     def recast(self, ballot: Tensor, ranking: Tensor) -> Tensor:
         """A ballot with another ranking, (d,); edges keep their signs, + where they had none."""
+        before, signs = self.read(ballot)
+        up = torch.ones(self.edges, dtype=torch.bool, device=ballot.device)
+        up[before[self.listed - self.signs :]] = signs > 0
+        return self._packed(ranking, up)
+
+    def cast(self, scores: Tensor) -> Tensor:
+        """The ballot of a client's scores, uint8."""
+        return self._packed(self.ternary.ranking(scores), scores.flatten() > 0)
+
+    def _packed(self, ranking: Tensor, up: Tensor) -> Tensor:
+        """The top of a ranking (d,), and which of its edges are positive, of all (d,)."""
         listed = ranking[self.edges - self.listed :]
         packed = pack(listed, bits_of(self.edges))
         if not self.signs:
             return packed
-        before, signs = self.read(ballot)
-        up = torch.ones(self.edges, dtype=torch.int64, device=ballot.device)
-        up[before[self.listed - self.signs :]] = signs
-        chosen = listed[self.listed - self.signs :]
-        return torch.cat([packed, pack((up[chosen] > 0).long(), 1)])
-
-    def cast(self, scores: Tensor) -> Tensor:
-        """The ballot of a client's scores, uint8."""
-        listed = self.ternary.ranking(scores)[self.edges - self.listed :]
-        packed = pack(listed, bits_of(self.edges))
-        if not self.signs:
-            return packed
-        up = scores.flatten()[listed[self.listed - self.signs :]] > 0
-        return torch.cat([packed, pack(up.long(), 1)])
+        return torch.cat([packed, pack(up[listed[self.listed - self.signs :]].long(), 1)])
 
     def read(self, ballot: Tensor) -> tuple[Tensor, Tensor]:
         """The edges that are listed, (m,), and the signs of the last of them, ±1."""

@@ -120,7 +120,15 @@ class Layout:
         """The layout in which, of what can be trained, only the tensors of these names are."""
         if only is None:
             return self
-        return Layout(tuple(replace(s, trained=s.trained and s.name in only) for s in self.specs))
+        key = frozenset(only)
+        if key not in self._narrowed:
+            specs = (replace(s, trained=s.trained and s.name in key) for s in self.specs)
+            self._narrowed[key] = Layout(tuple(specs))
+        return self._narrowed[key]
+
+    @cached_property
+    def _narrowed(self) -> dict[frozenset[str], Layout]:
+        return {}
 
     def constants(self, state: Mapping[str, Tensor]) -> Tensors:
         """What a state holds of the tensors that are not trained."""

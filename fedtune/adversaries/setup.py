@@ -102,11 +102,7 @@ def check_attack(scenario: Scenario) -> None:
     allowed = own.get(kind) or list(inspect.signature(made[kind]).parameters)
     given = scenario.attack.parameters()
     _check_keys(kind, given, allowed)
-    check_types(
-        "attack",
-        made.get(kind, _Shared),
-        {k: v for k, v in given.items() if k == "share" or kind in made},
-    )
+    check_types("attack", made.get(kind, _Shared), given)
 
 
 class _Shared:

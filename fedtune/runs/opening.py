@@ -11,6 +11,7 @@ from fedtune.apps.server_data import SERVER
 from fedtune.cohort.base_gradient import base_shapes
 from fedtune.cohort.plan import planned_steps
 from fedtune.errors import Incompatible
+from fedtune.runs.strategies import finds_frame
 from fedtune.scenario import Scenario
 from fedtune.server.frame import Opening
 from fedtune.tasks.load import Task
@@ -30,7 +31,7 @@ def make_opening(
         ScenarioError: if the source needs what is not there.
     """
     section, seed = scenario.adapter, scenario.run.seed
-    if section.kind != "lora-sb" or section.init == "random":
+    if not finds_frame(scenario):
         return None
     if section.init == "public" and not len(task.server_rows):
         raise Incompatible(

@@ -72,9 +72,13 @@ def adapter_kind(scenario: Scenario) -> str:
 
 def delivered_roles(scenario: Scenario) -> frozenset[str]:
     """Roles of the frozen tensors that the server sends: they cannot be had from the seed."""
-    framed = adapter_kind(scenario) == "lora-sb" and scenario.adapter.init != "random"
     cls = find_strategy(scenario.strategy.name)
-    return cls.delivers | frozenset({"A", "B"} if framed else ())
+    return cls.delivers | frozenset({"A", "B"} if finds_frame(scenario) else ())
+
+
+def finds_frame(scenario: Scenario) -> bool:
+    """Whether B, A and the first R of kind `lora-sb` come from data and not from the seed."""
+    return adapter_kind(scenario) == "lora-sb" and scenario.adapter.init != "random"
 
 
 def what_clients_keep(scenario: Scenario) -> str | None:
@@ -83,7 +87,7 @@ def what_clients_keep(scenario: Scenario) -> str | None:
         return "task.head = 'local'"
     if scenario.local.client_momentum:
         return f"local.client_momentum = {scenario.local.client_momentum}"
-    if adapter_kind(scenario) == "lora-sb" and scenario.adapter.init != "random":
+    if finds_frame(scenario):
         return "adapter.kind = 'lora-sb'"
     name = scenario.strategy.name
     cls = find_strategy(name)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedtune.adapters.ballots import Ballot
 from fedtune.adapters.layout import Layout, Tensors, TensorSpec
+from fedtune.apps.held import group_of
 from fedtune.apps.rounds import RoundFunction, plain_round
 from fedtune.rules import Updates
 from fedtune.scenario import Scenario
@@ -82,7 +83,7 @@ class Hooks:
 
     def averages(self, name: str) -> bool:
         """Whether the rule is for the tensor of that name; those of a fixed frame are not."""
-        return not (self.framed and is_factor(name))
+        return not (self.framed and group_of(name))
 
     def expects(self, name: str) -> bool:
         """Whether replies must hold the tensor of that name, and may not otherwise."""
@@ -112,8 +113,3 @@ class Hooks:
     def reparametrised(self, model: dict[str, Tensor]) -> dict[str, Tensor]:
         """The new global model in the form in which it is sent; by default as it is."""
         return model
-
-
-def is_factor(name: str) -> bool:
-    """Whether a tensor is a factor A or B."""
-    return ".lora_A." in name or ".lora_B." in name

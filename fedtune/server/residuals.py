@@ -26,7 +26,8 @@ class Residuals:
         self._steps: list[Factors] = []
         self._whole = False
         self._seen: dict[int, str] = {}
-        self._records: dict[tuple[int, ...], ArrayRecord] = {}
+        self._model: dict[str, Tensor] = {}
+        self._records: dict[int, ArrayRecord] = {}
 
     @property
     def version(self) -> str:
@@ -57,15 +58,12 @@ class Residuals:
             first = -1
         else:
             first = 0
-        tensors = self._tensors(first, model)
-        key = (first, *(tensor.data_ptr() for tensor in tensors.values()))
-        if key not in self._records:
-            self._records = {
-                key: to_record(tensors),
-                **{k: r for k, r in self._records.items() if k[0] != first},
-            }
+        if model is not self._model:
+            self._model, self._records = model, {}
+        if first not in self._records:
+            self._records[first] = to_record(self._tensors(first, model))
         versions = [self.version] if first < 0 else self.versions[first:]
-        return self._records[key], {VERSIONS: versions}
+        return self._records[first], {VERSIONS: versions}
 
     def _tensors(self, first: int, model: dict[str, Tensor]) -> dict[str, Tensor]:
         if first < 0:

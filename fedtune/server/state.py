@@ -42,8 +42,8 @@ def restore(owner: object, attributes: Iterable[str], state: Mapping[str, Tensor
             value.load_state_dict(own)
         elif isinstance(value, int | float):
             setattr(owner, attribute, type(value)(state[attribute].item()))
-        elif attribute in state:
-            setattr(owner, attribute, state[attribute])
+        elif value is None or isinstance(value, Tensor):
+            setattr(owner, attribute, state.get(attribute))
 
 
 def _key(name: str) -> str | int:
