@@ -22,7 +22,10 @@ MARKS = ("<!-- which-strategy -->", "<!-- end -->")
 def table(record: dict) -> str:
     """Final metric, difference to the reference, upload and worst client of each strategy."""
     results, differences = result_table(record), difference_table(record)
-    verdicts = {row[0].text: row for row in differences.rows}
+    verdicts = {
+        row[0].text: dict(zip(differences.headings, (e.text for e in row), strict=True))
+        for row in differences.rows
+    }
     rows = []
     for family, row in zip(record["families"], results.rows, strict=True):
         sent, tenth = (family["measures"][k]["mean"] for k in ("bytes_up", "p10_client"))
@@ -31,8 +34,8 @@ def table(record: dict) -> str:
             [
                 Entry(f"`{family['label']}`"),
                 row[1],
-                Entry(f"{against[1].text} ({against[2].text})" if against else "–"),
-                Entry(against[-1].text if against else "reference"),
+                Entry(f"{against['difference']} ({against['95 % interval']})" if against else "–"),
+                Entry(against["verdict"] if against else "reference"),
                 Entry(written(sent, "bytes", "")),
                 Entry(written(tenth, "metric", record["metric"])),
             ]

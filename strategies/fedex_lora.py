@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from flwr.app import ArrayRecord
 from torch import Tensor
 
 from fedtune.adapters.factors import residual_of, truncated
-from fedtune.adapters.layout import BASE
-from fedtune.apps.held import base_moved, next_version
+from fedtune.adapters.layout import BASE, A, B
+from fedtune.apps.held import base_moved, next_version, unmoved
 from fedtune.errors import Incompatible
-from fedtune.grids.arrays import to_record, to_tensors
 from fedtune.scenario import Scenario
 from fedtune.server.base import AdapterStrategy
 from fedtune.server.hooks import Count
 from fedtune.server.residuals import Residuals
-
-A, B = ".lora_A.weight", ".lora_B.weight"
 
 
 class FedExLoRA(AdapterStrategy):
@@ -62,10 +58,10 @@ class FedExLoRA(AdapterStrategy):
                     "the mean of the factors misses; allowed: the mean alone"
                 )
 
-    def broadcast(self, arrays: ArrayRecord) -> ArrayRecord:
+    def broadcast(self, model: dict[str, Tensor]) -> dict[str, Tensor]:
         """The factors; the base moves by what `also` says."""
-        self._model = {**self._zeros(), **self._model}
-        return to_record({n: t for n, t in to_tensors(arrays).items() if BASE not in n})
+        self._model = {**unmoved(model), **model}
+        return {name: tensor for name, tensor in model.items() if BASE not in name}
 
     def also(self, client: int) -> tuple[ArrayRecord | None, dict[str, Any]]:
         """The residuals that the client's base has not seen."""
@@ -96,12 +92,3 @@ class FedExLoRA(AdapterStrategy):
             return moved
         self.residuals.add(factors, next_version(self.residuals.version, factors))
         return {**moved, **base_moved({n: self._model[n + BASE] for n in factors}, factors)}
-
-    def _zeros(self) -> dict[str, Tensor]:
-        return {
-            n.removesuffix(B) + BASE: torch.zeros(
-                len(t), self._model[n.removesuffix(B) + A].shape[1]
-            )
-            for n, t in self._model.items()
-            if n.endswith(B)
-        }

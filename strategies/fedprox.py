@@ -16,7 +16,7 @@ def fedprox_round(view: ClientView) -> ClientRound:
     mu = float(view.config["mu"])
     pull = Pull(anchor=view.state, strength=mu) if mu else None
     result: ClientResult = yield Train(view.state, pull)
-    return Done(result, {s.name: result.tensors[s.name] for s in view.layout.sent})
+    return Done(result, view.shared(result.tensors))
 
 
 class FedProx(FedAvg):
@@ -32,11 +32,8 @@ class FedProx(FedAvg):
 
     name: ClassVar[str] = "fedprox"
     client_round: ClassVar[RoundFunction] = staticmethod(fedprox_round)
+    tells: ClassVar[tuple[str, ...]] = ("mu",)
 
     def __init__(self, *, mu: NotNegative = 0.01, **common: Any) -> None:
         super().__init__(**common)
         self.mu = mu
-
-    def client_config(self) -> dict[str, bool | float | str]:
-        """μ."""
-        return {"mu": self.mu}

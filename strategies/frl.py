@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
-from flwr.app import ArrayRecord
 from pydantic import Field
 from torch import Tensor
 
@@ -13,7 +12,6 @@ from fedtune.adapters.ballots import Ballot
 from fedtune.adapters.layout import Layout, Tensors, TensorSpec
 from fedtune.apps.rounds import ClientRound, ClientView, Done, RoundFunction, Train
 from fedtune.cohort.plan import ClientResult
-from fedtune.grids.arrays import to_record, to_tensors
 from fedtune.server.base import AdapterStrategy
 
 Part = Annotated[float, Field(gt=0, le=1)]
@@ -27,7 +25,7 @@ def frl_round(view: ClientView) -> ClientRound:
         for name, edges in ranked.items()
     }
     result: ClientResult = yield Train({**view.state, **start})
-    sent = {s.name: result.tensors[s.name] for s in view.layout.sent}
+    sent = view.shared(result.tensors)
     upload = float(view.config["upload"])
     cast = {name: Ballot.on(*edges, upload).cast(sent[name]) for name, edges in ranked.items()}
     return Done(result, {**sent, **cast})
@@ -51,6 +49,7 @@ class FRL(AdapterStrategy):
     accepts: ClassVar[frozenset[str]] = frozenset({"rank"})
     client_round: ClassVar[RoundFunction] = staticmethod(frl_round)
     auto_weights: ClassVar[str] = "uniform"
+    tells: ClassVar[tuple[str, ...]] = ("upload",)
 
     def __init__(self, *, upload: Part = 1.0, **common: Any) -> None:
         super().__init__(**common)
@@ -65,15 +64,10 @@ class FRL(AdapterStrategy):
         self._whole = {name: Ballot.on(*edges) for name, edges in ranked.items()}
         self.ballots = {name: Ballot.on(*edges, self.upload) for name, edges in ranked.items()}
 
-    def client_config(self) -> dict[str, bool | float | str]:
-        """How much clients send."""
-        return {"upload": self.upload}
-
-    def broadcast(self, arrays: ArrayRecord) -> ArrayRecord:
+    def broadcast(self, model: dict[str, Tensor]) -> dict[str, Tensor]:
         """Whole ballots instead of scores."""
-        tensors = to_tensors(arrays)
-        cast = {name: ballot.cast(tensors[name]) for name, ballot in self._whole.items()}
-        return to_record({**tensors, **cast})
+        cast = {name: ballot.cast(model[name]) for name, ballot in self._whole.items()}
+        return {**model, **cast}
 
     def averages(self, name: str) -> bool:
         """What is not voted on."""

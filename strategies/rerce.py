@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from flwr.app import ArrayRecord
 from torch import Tensor
 
-from fedtune.adapters.layout import Tensors
 from fedtune.apps.rounds import ClientRound, ClientView, Done, Gradient, RoundFunction, Train
-from fedtune.cohort.plan import ClientResult
 from fedtune.cohort.pull import Pull
-from fedtune.grids.arrays import to_record, to_tensors
 from fedtune.rules import Updates
 from fedtune.server.base import AdapterStrategy
 from fedtune.server.hooks import Count, Positive
@@ -28,29 +23,27 @@ def rerce_round(view: ClientView) -> ClientRound:
     x_k begins as argmin f(x) + (ρ/2)‖x - x⁰‖², the answer to round 1. Under `continual` iterations
     since its last contact are made up for, with the s that it holds; before the first it waits.
     """
-    rho, continual = float(view.config["rho"]), bool(view.config["continual"])
-    start, result, made_up = view.start(), None, []
-    x, contact = view.recall(X), int(view.kept.get(ROUND, torch.tensor(1)))
+    rho, continual, first = (view.config[key] for key in RERCE.tells)
+    x, held = view.recall(X), view.recall(HELD)
+    missed = view.server_round - int(view.kept.get(ROUND, torch.tensor(1)))
+    before = start = view.start()
     if x is None:
         x = start
-        for again in range(int(view.config["first"])):
+        for again in range(first):
             result = yield Train(x, Pull(None, start, rho), FIRST + again)
-            before, x = start, result.tensors
-    elif continual:
-        before, made_up = x, [view.recall(HELD)] * (view.server_round - contact - 1)
-    fresh = [view.state] if view.server_round > contact else []
-    for again, anchor in enumerate([*made_up, *fresh], 1):
-        gradient: Tensors = yield Gradient(x)
+            x = result.tensors
+    made_up = [held] * (missed - 1) if held else []
+    for again, anchor in enumerate([*made_up, *[view.state][:missed]], 1):
+        gradient = yield Gradient(x)
         pull = Pull({name: -gradient[name] for name in start}, anchor, rho)
         result = yield Train(x, pull, again)
         before, x = x, result.tensors
-    assert isinstance(result, ClientResult)
     view.keep(X, x)
     if continual:
         view.keep(HELD, view.state)
     view.kept[ROUND] = torch.tensor(view.server_round)
-    sent = {s.name: x[s.name] for s in view.layout.sent}
-    return Done(result, {n: 2.0 * t - before[n] for n, t in sent.items()} if continual else sent)
+    answer = {name: 2.0 * t - before[name] for name, t in x.items()} if continual else x
+    return Done(result, view.shared(answer))
 
 
 class RERCE(AdapterStrategy):
@@ -62,9 +55,8 @@ class RERCE(AdapterStrategy):
 
     Args:
         rho: ρ, the weight of consensus, relative to a client's mean loss.
-        continual: clients iterate every round with the broadcast that they hold, made up for at the
-            next contact; the server averages the last 2x⁺ - x of all clients (N·P numbers), of one
-            not heard of yet the initial model.
+        continual: clients iterate every round with the broadcast they hold, made up for at the next
+            contact; all clients' last 2x⁺ - x (N·P numbers), at first x⁰, are averaged.
         first: how often `[local]` is run for a client's first answer: near its minimum, ideally.
         common: as for `AdapterStrategy`; weights are uniform.
     """
@@ -76,6 +68,7 @@ class RERCE(AdapterStrategy):
     clients_keep: ClassVar[bool] = True
     auto_weights: ClassVar[str] = "uniform"
     sends_iterates: ClassVar[bool] = True
+    tells: ClassVar[tuple[str, ...]] = ("rho", "continual", "first")
     remembers: ClassVar[tuple[str, ...]] = ("previous", "memory")
 
     def __init__(
@@ -84,35 +77,24 @@ class RERCE(AdapterStrategy):
         super().__init__(**common)
         self.rho, self.continual, self.first = rho, continual, first
         self.previous: dict[str, Tensor] = {}
-        self._now: dict[str, Tensor] = {}
         self.memory: dict[int, Tensor] = {}
 
-    def client_config(self) -> dict[str, bool | float | str]:
-        """ρ, whether clients iterate in every round, and the work for their first answer."""
-        return {"rho": self.rho, "continual": self.continual, "first": self.first}
-
-    def broadcast(self, arrays: ArrayRecord) -> ArrayRecord:
+    def broadcast(self, model: dict[str, Tensor]) -> dict[str, Tensor]:
         """2x̄_t - x̄_{t-1}; under `continual` x̄ is that mean already."""
         if self.continual:
-            return arrays
-        now = to_tensors(arrays)
-        before, self._now = self.previous or now, now
-        return to_record({name: 2.0 * t - before[name].to(t) for name, t in now.items()})
+            return model
+        before = self.previous or model
+        return {name: 2.0 * t - before[name].to(t) for name, t in model.items()}
 
     def heard(self, clients: list[int]) -> None:
         """x̄ moves only if somebody answers."""
-        if clients:
-            self.previous = self._now
+        self.previous = self._model if clients else self.previous
 
     def collect(self, updates: Updates) -> Updates:
         """Under `continual`, the last value of every client less what was broadcast."""
         if not self.continual:
             return updates
-        clients = self._directory.clients
         sent = torch.cat([tensor.reshape(-1) for tensor in self._sent.values()])
-        self.memory = self.memory or dict.fromkeys(clients, sent)
-        for client, row in zip(updates.clients, updates.replies, strict=True):
-            self.memory[client] = row + sent
-        rows = torch.stack([self.memory[client].to(sent) for client in clients]) - sent
-        weights = torch.full((len(rows),), 1.0 / len(rows), dtype=torch.float64)
-        return replace(updates, replies=rows, weights=weights, clients=clients)
+        self.memory = self.memory or dict.fromkeys(self._directory.clients, sent)
+        self.memory.update(zip(updates.clients, updates.replies + sent, strict=True))
+        return updates.replaced({c: self.memory[c].to(sent) - sent for c in sorted(self.memory)})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from flwr.app import ArrayRecord
+from torch import Tensor
 
 from fedtune.adapters.layout import TensorSpec
 from fedtune.apps.rounds import ClientRound, ClientView, Done, RoundFunction, Train
@@ -21,8 +21,7 @@ def rolora_round(view: ClientView) -> ClientRound:
     other = _other(str(view.config["factor"]))
     only = frozenset(spec.name for spec in view.layout.trained if other not in spec.name)
     result: ClientResult = yield Train(view.state, only=only)
-    sent = [spec.name for spec in view.layout.sent if spec.name in only]
-    return Done(result, {name: result.tensors[name] for name in sent})
+    return Done(result, view.shared(result.tensors))
 
 
 class RoLoRA(AdapterStrategy):
@@ -43,29 +42,26 @@ class RoLoRA(AdapterStrategy):
     client_round: ClassVar[RoundFunction] = staticmethod(rolora_round)
     keeps_sent: ClassVar[bool] = True
     changes_basis: ClassVar[bool] = True
+    tells: ClassVar[tuple[str, ...]] = ("factor",)
     remembers: ClassVar[tuple[str, ...]] = ("done",)
 
     def __init__(self, *, period: Count = 1, **common: Any) -> None:
         super().__init__(**common)
         self.period = period
         self.done = 0
-        self._factor = FACTORS[0]
+        self.factor = FACTORS[0]
 
-    def broadcast(self, arrays: ArrayRecord) -> ArrayRecord:
+    def broadcast(self, model: dict[str, Tensor]) -> dict[str, Tensor]:
         """Both factors; whose turn it is is settled here."""
-        self._factor = self._turn(self.done)
-        return arrays
+        self.factor = self._turn(self.done)
+        return model
 
     def _turn(self, done: int) -> str:
         return FACTORS[done // self.period % 2]
 
-    def client_config(self) -> dict[str, bool | float | str]:
-        """Whose turn it is."""
-        return {"factor": self._factor}
-
     def averages(self, name: str) -> bool:
         """All but the factor whose turn it is not."""
-        return _other(self._factor) not in name
+        return _other(self.factor) not in name
 
     def uploads(self, specs: Sequence[TensorSpec], itemsize: int, server_round: int) -> int:
         """All but the other factor; rounds without a reply left out of account."""

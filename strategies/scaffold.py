@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from flwr.app import ArrayRecord
 from torch import Tensor
 
 from fedtune.adapters.layout import TensorSpec
 from fedtune.apps.rounds import ClientRound, ClientView, Done, Gradient, RoundFunction, Train
 from fedtune.cohort.plan import ClientResult
 from fedtune.cohort.pull import Pull
-from fedtune.grids.arrays import to_record, to_tensors
 from fedtune.scenario.schema import LocalSection
 from strategies.fedavg import FedAvg
 
@@ -34,8 +32,8 @@ def scaffold_round(view: ClientView) -> ClientRound:
     else:
         new = yield Gradient(view.state)
     view.keep(CONTROL, {**zero, **{name: new[name] for name in shared}})
-    sent = {name: result.tensors[name] for name in shared}
-    return Done(result, {**sent, **{CONTROL + n: server[n] + new[n] - own[n] for n in shared}})
+    controls = {CONTROL + n: server[n] + new[n] - own[n] for n in shared}
+    return Done(result, {**view.shared(result.tensors), **controls})
 
 
 def plain_sgd(local: LocalSection) -> bool:
@@ -59,6 +57,7 @@ class SCAFFOLD(FedAvg):
     name: ClassVar[str] = "scaffold"
     client_round: ClassVar[RoundFunction] = staticmethod(scaffold_round)
     clients_keep: ClassVar[bool] = True
+    tells: ClassVar[tuple[str, ...]] = ("gradient",)
     remembers: ClassVar[tuple[str, ...]] = ("control",)
 
     def __init__(self, *, gradient: bool = False, **common: Any) -> None:
@@ -66,19 +65,14 @@ class SCAFFOLD(FedAvg):
         self.gradient = gradient
         self.control: dict[str, Tensor] = {}
 
-    def client_config(self) -> dict[str, bool | float | str]:
-        """How c_k⁺ is made."""
-        return {"gradient": self.gradient}
-
-    def broadcast(self, arrays: ArrayRecord) -> ArrayRecord:
+    def broadcast(self, model: dict[str, Tensor]) -> dict[str, Tensor]:
         """x and c."""
-        model = to_tensors(arrays)
         self.control = {
             name: self.control.get(name, torch.zeros_like(tensor)).to(tensor)
             for name, tensor in model.items()
             if self.averages(name)
         }
-        return to_record({**model, **{CONTROL + n: t for n, t in self.control.items()}})
+        return {**model, **{CONTROL + n: t for n, t in self.control.items()}}
 
     def averages(self, name: str) -> bool:
         """All but the variates."""

@@ -23,7 +23,7 @@ from fedtune.adapters.ranked import Chosen, Ternary, initial_scores
 from fedtune.randomness import key_of, uniform
 
 SPREAD = 0.03
-BASE = ".base.weight"
+A, R, B, BASE = ".lora_A.weight", ".lora_R.weight", ".lora_B.weight", ".base.weight"
 CHOSEN = ".parametrizations.weight.original"
 INNER, OUTER = ".lora_B.default.inner", ".lora_B.default.outer"
 HeadPolicy = Literal["shared", "frozen", "local"]
@@ -215,8 +215,8 @@ def _moved(specs: Sequence[TensorSpec]) -> Iterator[TensorSpec]:
     shapes = {spec.name: spec.shape for spec in specs}
     for spec in specs:
         if spec.role == "A":
-            layer = spec.name.removesuffix(".lora_A.weight")
-            shape = (shapes[f"{layer}.lora_B.weight"][0], spec.shape[1])
+            layer = spec.name.removesuffix(A)
+            shape = (shapes[layer + B][0], spec.shape[1])
             yield TensorSpec(layer + BASE, "", shape, "W", False, False, True)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedtune.adapters.layout import BASE, Tensors
+from fedtune.adapters.layout import BASE, A, B, Tensors
 from fedtune.apps.store import ClientStore
 
 HELD, VERSIONS = "held/", "base/versions"
@@ -66,6 +66,13 @@ def next_version(before: str, factors: Mapping[str, tuple[Tensor, Tensor]]) -> s
     """The version of a base after a residual: a digest of all residuals up to it."""
     parts = {f"{name}{i}": part for name, pair in factors.items() for i, part in enumerate(pair)}
     return hashlib.sha256(f"{before}{digest_of(parts)}".encode()).hexdigest()[:16]
+
+
+def unmoved(adapter: Mapping[str, Tensor]) -> Tensors:
+    """The changes, by name, of the base under an adapter's layers, before there is any."""
+    layers = [name.removesuffix(B) for name in adapter if name.endswith(B)]
+    shapes = {layer: (len(adapter[layer + B]), adapter[layer + A].shape[1]) for layer in layers}
+    return {layer + BASE: torch.zeros(shape) for layer, shape in shapes.items()}
 
 
 def base_moved(base: Mapping[str, Tensor], factors: Mapping[str, tuple[Tensor, Tensor]]) -> Tensors:

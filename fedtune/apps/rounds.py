@@ -76,6 +76,10 @@ class ClientView:
         """What it trains, as it was before round 1."""
         return {s.name: self.initial[s.name].to(self.state[s.name]) for s in self.layout.trained}
 
+    def shared(self, tensors: Tensors) -> Tensors:
+        """Of tensors, those that it sends."""
+        return {s.name: tensors[s.name] for s in self.layout.sent if s.name in tensors}
+
     def recall(self, what: str) -> Tensors | None:
         """What it kept under that name, or None; of the tensors that it trains."""
         names = [spec.name for spec in self.layout.trained]
@@ -108,7 +112,7 @@ RoundFunction = Callable[[ClientView], ClientRound]
 def plain_round(view: ClientView) -> ClientRound:
     """Train once from what was sent, and send what came of it."""
     result: ClientResult = yield Train(view.state)
-    return Done(result, {s.name: result.tensors[s.name] for s in view.layout.sent})
+    return Done(result, view.shared(result.tensors))
 
 
 def with_momentum(view: ClientView, sent: Tensors, beta: float) -> Tensors:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from fedtune.adapters.layout import Tensors
+from fedtune.adapters.layout import A, B, R, Tensors
 from fedtune.randomness import dropout_scale, key_of, mix
 
 
@@ -85,10 +85,10 @@ class StackedLoRA(nn.Module):
         k = self.binding.clients
         rows = x.reshape(k, -1, x.shape[-1])
         out: Tensor = self.base_layer(rows)
-        a = self.binding.tensors[f"{self.name}.lora_A.weight"]
-        b = self.binding.tensors[f"{self.name}.lora_B.weight"]
+        a = self.binding.tensors[self.name + A]
+        b = self.binding.tensors[self.name + B]
         inner = _project(self.dropout(x).reshape(rows.shape), a)
-        if (between := self.binding.tensors.get(f"{self.name}.lora_R.weight")) is not None:
+        if (between := self.binding.tensors.get(self.name + R)) is not None:
             inner = _project(inner, between)
         if b.dim() == 2:
             out = torch.add(out, F.linear(inner, b), alpha=self.scaling)

@@ -11,13 +11,16 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from fedtune.files import write_atomically
 from fedtune.reporting.measures import SHARES
+from fedtune.reporting.style import Style
 
 INK, ACCENT, MUTED = "#1f2933", "#2563eb", "#94a3b8"
 NO_DATES: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None}}
 LABEL_GAP = 0.055
+SAMPLE = (1.02, 1.055, 1.09)
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -49,21 +52,29 @@ def tidy(axes: Axes, metric: str, vertical: bool = True) -> None:
         axis.set_major_formatter(lambda value, _: f"{value:.0%}")
 
 
-def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Style]]) -> None:
     """Write names beside the ends of lines, moved apart where they would overlap.
 
+    Before each stands a piece of its line.
+
     Args:
-        ends: x, y, text and colour of each.
+        ends: x, y, text and style of each.
     """
     axes.figure.canvas.draw()
     inverse = axes.transAxes.inverted()
     ordered = sorted(ends, key=lambda end: end[1])
     points = [axes.transData.transform((x, y)) for x, y, _, _ in ordered]
     heights = spread_out([float(inverse.transform(point)[1]) for point in points])
-    for (x, y, text, colour), height in zip(ordered, heights, strict=True):
+    for (x, y, text, style), height in zip(ordered, heights, strict=True):
+        axes.add_artist(Line2D(
+            SAMPLE, [height] * len(SAMPLE), color=style.colour, linestyle=style.dash, linewidth=1.6,
+            marker=style.marker, markersize=4, markevery=[1], transform=axes.transAxes,
+            clip_on=False,
+        ))  # fmt: skip
         axes.annotate(
-            text, (x, y), xycoords="data", xytext=(1.02, height), textcoords="axes fraction",
-            color=colour, fontsize=9, va="center", annotation_clip=False,
+            text, (x, y), xycoords="data", xytext=(SAMPLE[-1] + 0.02, height),
+            textcoords="axes fraction", color=style.colour, fontsize=9, va="center",
+            annotation_clip=False,
         )  # fmt: skip
 
 

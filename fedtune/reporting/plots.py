@@ -60,7 +60,7 @@ def draw_curves(record: Record) -> Figure | None:
         rounds, mean, sd = curve[:, 0], curve[:, 1], curve[:, 2]
         _line(axes, rounds, mean, style)
         axes.fill_between(rounds, mean - sd, mean + sd, color=style.colour, alpha=0.15, linewidth=0)
-        ends.append((rounds[-1], mean[-1], family["label"], style.colour))
+        ends.append((rounds[-1], mean[-1], family["label"], style))
     axes.set_xlabel("round")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _metric_axis(axes, record)
@@ -83,7 +83,7 @@ def draw_upload(record: Record) -> Figure | None:
         axes.plot(sent, mean, color=style.colour, alpha=0.35, linewidth=1.2, linestyle=style.dash)
         end = _final_point(family) or (sent[-1], mean[-1])
         axes.plot(*end, style.marker, color=style.colour, markersize=7)
-        ends.append((*end, family["label"], style.colour))
+        ends.append((*end, family["label"], style))
     if not ends:
         return None
     front = pareto_front([(x, y) for x, y, *_ in ends], record["lower_is_better"])

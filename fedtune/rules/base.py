@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol, runtime_checkable
@@ -72,6 +72,12 @@ class Updates:
         keeps_means = bool(torch.allclose(mixing.sum(1), mixing.new_ones(len(mixing)), atol=1e-12))
         made.__dict__["_grams"] = (gram, centred if keeps_means else gram)
         return made
+
+    def replaced(self, rows: Mapping[int, Tensor]) -> Updates:
+        """Updates (d,) of other clients, by id, each of the same weight, in place of these."""
+        weights = self.weights.new_full((len(rows),), 1.0 / len(rows))
+        replies = torch.stack(list(rows.values()))
+        return replace(self, replies=replies, weights=weights, clients=list(rows))
 
     def combined(self, coefficients: Tensor) -> Aggregate:
         """Σ_k c_k row_k, with its coefficients over the replies.

@@ -18,7 +18,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from fedtune.adapters.factors import exact_factors, truncated
-from fedtune.adapters.layout import BASE, Tensors
+from fedtune.adapters.layout import BASE, A, B, Tensors
 from fedtune.adapters.wrap import Adapted
 from fedtune.cohort.stacked import adapted_layers
 from fedtune.errors import ScenarioError
@@ -31,7 +31,7 @@ from fedtune.tasks.conv import ConvForImageClassification
 from fedtune.tasks.images import load_processor
 
 FORMATS = ("both", "adapter", "merged")
-A, B, PREFIX = ".lora_A.weight", ".lora_B.weight", "base_model.model."
+PREFIX = "base_model.model."
 
 
 def save_result(federation: Federation, arrays: dict[str, Tensor], directory: RunDirectory) -> None:

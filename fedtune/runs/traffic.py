@@ -145,9 +145,10 @@ def _reply(federation: Federation, store: MemoryStore, message: Message, client:
             job = going.send(result)
         except StopIteration as end:
             return clients.reply(message, view, end.value)
-        moved = {name: tensor + CHANGE for name, tensor in job.state.items()}
-        trains = isinstance(job, Train)
-        result = ClientResult(client, moved, 1.0, 1, examples) if trains else moved
+        trained = view.layout.training(job.only if isinstance(job, Train) else None).trained
+        moved = {spec.name: job.state[spec.name] + CHANGE for spec in trained}
+        training = isinstance(job, Train)
+        result = ClientResult(client, moved, 1.0, 1, examples) if training else moved
 
 
 class _Forgetful(MemoryStore):

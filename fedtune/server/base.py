@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from fedtune.adapters.layout import R
 from fedtune.grids.arrays import records, to_record, to_tensors
 from fedtune.grids.directory import Directory
 from fedtune.grids.replies import RoundReport, sift
@@ -34,7 +35,7 @@ from fedtune.server.messages import Messenger, metrics_of
 from fedtune.server.state import restore, state_of
 
 PARTS = ("rule", "server_optimizer", "downlink")
-BETWEEN, ALSO = ".lora_R.", "also"
+ALSO = "also"
 LOGGER = logging.getLogger("strategies")
 
 
@@ -116,8 +117,8 @@ class AdapterStrategy(Messenger):
         self.report = RoundReport(sampled=clients)
         self._round = server_round
         self._model = to_tensors(arrays)
-        self.framed = any(BETWEEN in name for name in self._model)
-        self._send(to_tensors(self.broadcast(arrays)))
+        self.framed = any(R in name for name in self._model)
+        self._send(self.broadcast(self._model))
         self._averaged = {n: t for n, t in self._sent.items() if self.averages(n)}
         self._expected = self.expected(self._sent)
         kind = MessageType.TRAIN

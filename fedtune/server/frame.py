@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedtune.adapters.factors import first_step, frame_of, frame_of_sketch, range_of
-from fedtune.adapters.layout import Tensors
+from fedtune.adapters.layout import A, B, R, Tensors
 from fedtune.apps.opening import (
     DENSE,
     EXAMPLES,
@@ -28,8 +28,6 @@ from fedtune.errors import RunError
 from fedtune.grids.arrays import records, to_record, to_tensors
 from fedtune.grids.directory import directory_of
 from fedtune.grids.replies import sift
-
-OUTER, BETWEEN, INNER = ".lora_B.weight", ".lora_R.weight", ".lora_A.weight"
 
 
 @dataclass
@@ -63,7 +61,7 @@ class Opening:
         frames = self._frames(model, grid)
         new = dict(model)
         for layer, parts in frames.items():
-            for name, part in zip((OUTER, BETWEEN, INNER), parts, strict=True):
+            for name, part in zip((B, R, A), parts, strict=True):
                 new[layer + name] = part.to(model[layer + name])
         return new
 
@@ -78,7 +76,7 @@ class Opening:
         return down, down + sum(columns * width[n] for n, (_, columns) in self.shapes.items())
 
     def _frames(self, model: Tensors, grid: Grid) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-        ranks = {layer: len(model[layer + INNER]) for layer in self.shapes}
+        ranks = {layer: len(model[layer + A]) for layer in self.shapes}
         if self.source != "client-sketch":
             gradients = self.gradient() if self.gradient else self._asked(grid, DENSE, self.shapes)
             return {n: frame_of(first_step(g, self.size), ranks[n]) for n, g in gradients.items()}

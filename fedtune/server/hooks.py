@@ -32,7 +32,8 @@ class Hooks:
     (`weighs_by_probability`), whether clients send points of an iteration of its own instead of
     steps (`sends_iterates`), and whether what an update's numbers mean changes from round to round
     (`changes_basis`), and whether it multiplies A and B
-    (`multiplies`); each leaves less to choose. `own_rule` is what rule `auto` is; `delivers` are
+    (`multiplies`); each leaves less to choose. `own_rule` is what rule `auto` is, `tells` are the
+    attributes of which each training message says what they are; `delivers` are
     the roles of frozen tensors that the server changes and sends, `keeps_sent` whether clients keep
     A and B as they were sent, so that an unchanged factor is not sent again. `ballots` are the
     forms of what clients vote on, by tensor. `remembers` are the attributes that are its state.
@@ -51,6 +52,7 @@ class Hooks:
     changes_basis: ClassVar[bool] = False
     multiplies: ClassVar[bool] = False
     own_rule: ClassVar[str] = "mean"
+    tells: ClassVar[tuple[str, ...]] = ()
     delivers: ClassVar[frozenset[str]] = frozenset()
     keeps_sent: ClassVar[bool] = False
     remembers: ClassVar[tuple[str, ...]] = ()
@@ -62,13 +64,13 @@ class Hooks:
     def meet(self, layout: Layout, initial: Tensors) -> None:
         """Called once in a fedtune run with the adapter's tensors and what they begin as."""
 
-    def broadcast(self, arrays: ArrayRecord) -> ArrayRecord:
+    def broadcast(self, model: dict[str, Tensor]) -> dict[str, Tensor]:
         """What clients are sent for the global model; by default that itself."""
-        return arrays
+        return model
 
     def client_config(self) -> dict[str, bool | float | str]:
-        """What each training message says besides the round; by default nothing."""
-        return {}
+        """What each training message says besides the round."""
+        return {attribute: getattr(self, attribute) for attribute in self.tells}
 
     def also(self, client: int) -> tuple[ArrayRecord | None, dict[str, Any]]:
         """What else a client is sent, and what its message says; by default nothing."""

@@ -52,7 +52,7 @@ class Messenger(Hooks, FlowerFedAvg):
         share = Participation("fraction", self.fraction_evaluate, seed)
         clients = share.draw(self._directory.clients, server_round)
         self._model = to_tensors(arrays)
-        self._send({n: t for n, t in to_tensors(arrays).items() if BASE not in n})
+        self._send({n: t for n, t in self._model.items() if BASE not in n})
         kind = MessageType.EVALUATE
         return [self._message(client, config, server_round, kind) for client in clients]
 

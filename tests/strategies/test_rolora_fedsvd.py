@@ -108,7 +108,7 @@ def test_the_order_and_signs_of_singular_vectors_do_not_matter(monkeypatch):
 
 def only(strategy):
     def trains(name):
-        other = ".lora_A." if strategy._factor == "B" else ".lora_B."
+        other = ".lora_A." if strategy.factor == "B" else ".lora_B."
         return other not in name
 
     return Trained(trains)
@@ -150,7 +150,7 @@ def test_a_round_without_a_reply_is_not_a_turn():
     factors = []
     for _ in range(12):
         made.go()
-        factors.append((strategy._factor, len(strategy.report.used)))
+        factors.append((strategy.factor, len(strategy.report.used)))
     assert any(used == 0 for _, used in factors)
     turns = [factor for factor, used in factors if used]
     assert turns == ["B", "A"] * (len(turns) // 2) + ["B"] * (len(turns) % 2)
