@@ -101,6 +101,29 @@ def residual_of(
     return u.to(bs[0].dtype), v.to(as_[0].dtype)
 
 
+def aggregation_error(
+    bs: Sequence[Sequence[Tensor]], as_: Sequence[Sequence[Tensor]], weights: Tensor
+) -> float:
+    """‖Σ p_k B_k·A_k - B̄·Ā‖ / ‖Σ p_k B_k·A_k‖, Frobenius over all layers; nothing of d_out x d_in.
+
+    Args:
+        bs: B_k of K clients, of each layer, and
+        as_: A_k.
+        weights: p_k, summing to 1, float64.
+    """
+    missed = whole = 0.0
+    for b, a in zip(bs, as_, strict=True):
+        missed += _square(*(part.double() for part in residual_of(b, a, weights)))
+        shares = [p * one.double() for p, one in zip(weights.to(b[0].device), b, strict=True)]
+        whole += _square(torch.cat(shares, 1), torch.cat([one.double() for one in a]))
+    return (missed / whole) ** 0.5 if whole > 0 else 0.0
+
+
+def _square(u: Tensor, v: Tensor) -> float:
+    """‖U·V‖²."""
+    return max(0.0, float(((u.T @ u) * (v @ v.T)).sum()))
+
+
 def truncated(u: Tensor, v: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
     """The best factors of U·V of a rank, √S on both sides, and the relative error of leaving
     the rest out."""

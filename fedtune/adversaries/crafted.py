@@ -97,6 +97,25 @@ class Gaussian:
 
 
 @dataclass(frozen=True)
+class Uniform:
+    """Uniform numbers between nothing and a size, as where memory or a link fails.
+
+    All entries are of one sign, as in the faults of the Flag Aggregator's program.
+
+    Attributes:
+        size: the largest, in root mean squares of the honest updates' entries.
+    """
+
+    size: float = 10.0
+
+    def __call__(self, known: Knowledge, own: Tensor) -> Tensor:
+        """Drawn anew for each client and round."""
+        scale = self.size * float(known.honest.double().square().mean().sqrt())
+        drawn = torch.rand(own.shape, generator=known.generator, dtype=torch.float64)
+        return (scale * drawn).to(own)
+
+
+@dataclass(frozen=True)
 class NonFinite:
     """NaN and infinities: what a check of replies must stop."""
 
@@ -224,6 +243,7 @@ class Adaptive:
 ATTACKS: dict[str, Callable[..., Attack]] = {
     "sign-flip": SignFlip,
     "gaussian": Gaussian,
+    "uniform": Uniform,
     "ipm": IPM,
     "alie": ALIE,
     "min-max": MinMax,

@@ -158,9 +158,14 @@ def _show(path: Path, latex: bool, as_json: bool) -> None:
 def _closing(record: dict[str, Any], path: Path) -> str:
     from fedtune.comparison.api import PAGE
     from fedtune.reporting.tables import plain_text, result_table
-    from fedtune.reporting.words import difference_in_words
+    from fedtune.reporting.words import claim, difference_in_words
 
     lines = [plain_text(result_table(record))]
     lines += [difference_in_words(record, found) for found in record["differences"]]
+    if record["claim"]:
+        lines += [
+            claim(record),
+            *(f"  {p['verdict']}: {p['says']}" for p in record["claim"]["parts"]),
+        ]
     lines += [f"not possible: {one['label']}: {one['reason']}" for one in record["skipped"]]
     return "\n".join([*lines, f"page:   {path / PAGE}", f"tables: {path / 'comparison.md'}"])

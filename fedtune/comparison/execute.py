@@ -12,6 +12,7 @@ import torch
 from fedtune.cohort.sizing import forget_peak_memory
 from fedtune.comparison.budget import spent, within
 from fedtune.comparison.cells import Cell, CellStore
+from fedtune.comparison.claims import check_claim
 from fedtune.comparison.directory import ComparisonDirectory
 from fedtune.comparison.grid import Family, Over, expand, families, label_of, settled
 from fedtune.comparison.measure import default_metric
@@ -91,11 +92,13 @@ class Execution:
         self.name, self.command = name, command
         self.section = base.compare or CompareSection()
         self.store, self.library = CellStore(directory.path), Library()
-        self.axes = expand(self.section.over)
+        self.axes = expand(self.section.axes)
         for key, values in self.section.tune_at.items():
             if unknown := [value for value in values if value not in self.axes[key]]:
                 raise ScenarioError(f"tune_at: {key} = {unknown[0]!r}: not one of its values")
         self.rows = [Row(family) for family in families(base, self.axes)]
+        if self.section.claim is not None:
+            check_claim(self.section.claim, [row.family.over for row in self.rows])
         self.problems: dict[str, str] = {}
         self.refusals: dict[str, str | None] = {}
         self.metric = self.section.metric

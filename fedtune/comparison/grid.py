@@ -16,6 +16,7 @@ from fedtune.runs.build import settle_paths
 from fedtune.runs.strategies import make_strategy, strategy_names
 from fedtune.runs.traces import read_trace
 from fedtune.scenario import Scenario, load_scenario
+from fedtune.scenario.compare import VARIANT, CompareSection
 from fedtune.scenario.names import Named
 from fedtune.scenario.trouble import AttackSection
 
@@ -95,7 +96,10 @@ def settled(base: Scenario, over: Mapping[str, Any]) -> Scenario:
 
     An attack by nobody is no attack, so those of a grid are trained once.
     """
-    scenario = settle_paths(load_scenario(base, over))
+    section = base.compare or CompareSection()
+    named = section.variants[over[VARIANT]] if VARIANT in over else {}
+    own = {key: value for key, value in over.items() if key != VARIANT}
+    scenario = settle_paths(load_scenario(base, {**named, **own}))
     make_strategy(scenario)
     check_attack(scenario)
     read_trace("faults.trace", scenario.faults.trace, scenario.clients.count)
@@ -117,7 +121,7 @@ def expand(axes: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
 def label_of(over: Mapping[str, Any]) -> str:
     """A combination in words: strategies by name, other keys by their last part and value."""
     return ", ".join(
-        str(value) if key == STRATEGY else f"{key.rpartition('.')[2]} {_shown(value)}"
+        str(value) if key in (STRATEGY, VARIANT) else f"{key.rpartition('.')[2]} {_shown(value)}"
         for key, value in over.items()
     )
 

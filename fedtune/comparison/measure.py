@@ -83,6 +83,15 @@ def measure(directory: RunDirectory, metric: str, target: float | None) -> dict[
     }
 
 
+def reported(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
+    """What rule and strategy say of each round beside the model: (round, value) by name."""
+    found: dict[str, list[list[float]]] = {}
+    for line in lines:
+        for name, value in line.get("rule", {}).items():
+            found.setdefault(name, []).append([line["round"], value])
+    return found
+
+
 def _total(lines: Sequence[Mapping[str, Any]], key: str) -> float | None:
     """None where a run, made by an older version, does not say."""
     found = [line[key] for line in lines if key in line]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fedtune.comparison.claims import claim_record
 from fedtune.comparison.directory import ComparisonDirectory
 from fedtune.comparison.grid import label_of
 from fedtune.comparison.measure import (
@@ -21,6 +22,7 @@ from fedtune.comparison.measure import (
     default_metric,
     looks_of,
     measure,
+    reported,
 )
 from fedtune.comparison.statistics import (
     LEVEL,
@@ -58,7 +60,7 @@ def comparison_record(directory: ComparisonDirectory) -> Record:
     _add_lost_under_attack(families, metric)
     for family in families:
         family["measures"] = _spreads(family["cells"])
-    return {
+    record = {
         **_head("comparison", grid["name"], scenario, metric, target),
         **{key: grid[key] for key in ("command", "versions", "device", "axes")},
         **{key: getattr(section, key) for key in ("seeds", "tune", "tune_seeds", "validation")},
@@ -68,6 +70,7 @@ def comparison_record(directory: ComparisonDirectory) -> Record:
         "skipped": [_only(r, "label", "over", "reason") for r in grid["families"] if r["reason"]],
         "differences": _differences(families, grid["reference"], metric),
     }
+    return {**record, "claim": claim_record(section.claim, record) if section.claim else None}
 
 
 def run_record(directory: RunDirectory) -> Record:
@@ -87,7 +90,7 @@ def run_record(directory: RunDirectory) -> Record:
         "device": directory.summary.get("device", scenario.engine.device),
         **{"axes": {}, "seeds": 1, "tune": {}, "tune_seeds": 0, "validation": None},
         **{"budget": {"kind": "rounds", "amount": None}, "reference": None},
-        **{"families": [family], "skipped": [], "differences": []},
+        **{"families": [family], "skipped": [], "differences": [], "claim": None},
     }
 
 
@@ -173,6 +176,7 @@ def _cell(path: Path, cell: Mapping[str, Any], metric: str, target: float | None
         "rounds_done": len(lines),
         "measures": measure(directory, metric, target),
         "looks": looks_of(directory),
+        "reported": reported(lines),
         "clients": client_values(directory, metric),
         "clients_measured_on": directory.clients.get("measured_on"),
     }

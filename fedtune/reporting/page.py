@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from fedtune.files import plain
 from fedtune.reporting import words
+from fedtune.reporting.claim import claim_note, claim_table
 from fedtune.reporting.figure import image_bytes
 from fedtune.reporting.plots import styled
 from fedtune.reporting.tables import (
@@ -52,6 +53,8 @@ def html(record: Record, pictures: Pictures) -> str:
         results=result_table(record),
         costs=cost_table(record),
         differences=difference_table(record),
+        claim=claim_table(record) if record["claim"] else None,
+        claim_note=claim_note(record),
         tuning=tuning_table(record),
         failed=failed(record),
         marks={family["label"]: style.colour for family, style in styled(record)},
@@ -68,6 +71,8 @@ def page_markdown(record: Record) -> str:
         "\n".join(f"- {_plain(s)}" for s in words.in_short(record)),
         markdown(result_table(record)),
     ]
+    if record["claim"]:
+        parts += [words.claim(record), markdown(claim_table(record)), claim_note(record)]
     if record["differences"]:
         parts += [markdown(difference_table(record)), _plain(words.statistics_note(record))]
     parts.append(markdown(cost_table(record)))
@@ -87,6 +92,8 @@ def page_latex(record: Record) -> str:
     tables = [result_table(record), cost_table(record)]
     if record["differences"]:
         tables.insert(1, difference_table(record))
+    if record["claim"]:
+        tables.insert(1, claim_table(record))
     return "\n".join(map(latex, tables))
 
 

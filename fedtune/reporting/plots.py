@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from fedtune.reporting.claim import REPORTED
 from fedtune.reporting.figure import INK, MUTED, label_ends, new_figure, tidy
 from fedtune.reporting.measures import MIB, SHARES, written
 from fedtune.reporting.style import Style, styles
@@ -28,6 +29,7 @@ def pictures(record: Record) -> dict[str, tuple[Figure, str]]:
         "clients": draw_clients,
     }
     made = {name: maker(record) for name, maker in makers.items()}
+    made.update({name: draw_reported(record, name) for name in _claimed(record)})
     return {n: (figure, caption(n, record)) for n, figure in made.items() if figure is not None}
 
 
@@ -38,6 +40,8 @@ def caption(name: str, record: Record) -> str:
         (c["clients_measured_on"] for f in record["families"] for c in f["cells"] if c["clients"]),
         "",
     )
+    if name in _claimed(record):
+        return f"{name.replace('_', ' ').capitalize()} over the rounds, mean over seeds."
     return {
         "curves": f"{metric.capitalize()} on {record['evaluated_on']} over the rounds"
         + (": mean over seeds, band of one standard deviation." if several else "."),
@@ -65,6 +69,28 @@ def draw_curves(record: Record) -> Figure | None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _metric_axis(axes, record)
     label_ends(axes, ends)
+    return figure
+
+
+def draw_reported(record: Record, name: str) -> Figure | None:
+    """What rule or strategy report of each round under that name, mean over seeds."""
+    drawn = []
+    for family, style in styled(record):
+        found = [dict(c["reported"][name]) for c in family["cells"] if name in c["reported"]]
+        rounds = sorted(set.intersection(*(set(one) for one in found))) if found else []
+        if rounds:
+            means = [float(np.mean([one[number] for one in found])) for number in rounds]
+            drawn.append((rounds, means, family["label"], style))
+    if not drawn:
+        return None
+    figure, axes = _panel(len(drawn))
+    for rounds, means, _, style in drawn:
+        _line(axes, rounds, means, style)
+    axes.set_xlabel("round")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylabel(name.replace("_", " "))
+    tidy(axes, name)
+    label_ends(axes, [(rounds[-1], means[-1], label, s) for rounds, means, label, s in drawn])
     return figure
 
 
@@ -198,6 +224,15 @@ def styled(record: Record) -> list[tuple[Record, Style]]:
     by_strategy = STRATEGY in record["axes"] or len(families) == 1
     names = [family["strategy"] if by_strategy else None for family in families]
     return list(zip(families, styles(names), strict=True))
+
+
+def _claimed(record: Record) -> list[str]:
+    """What of the rounds' reports a claim is about."""
+    parts = record["claim"]["parts"] if record["claim"] else []
+    names = [
+        p["measure"].removeprefix(REPORTED) for p in parts if p["measure"].startswith(REPORTED)
+    ]
+    return list(dict.fromkeys(names))
 
 
 def _final_point(family: Record) -> tuple[float, float] | None:

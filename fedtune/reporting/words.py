@@ -54,6 +54,12 @@ def setting(record: Record) -> Sentence:
     ]
 
 
+def claim(record: Record) -> str:
+    """The claim and its verdict."""
+    found = record["claim"]
+    return f"Claim ({found['paper']}): {found['says']} Verdict: {found['verdict']}."
+
+
 def in_short(record: Record) -> list[Sentence]:
     """The result in a few sentences."""
     known = [(i, f) for i, f in enumerate(record["families"]) if f["measures"]["final"]]

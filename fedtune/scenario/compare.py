@@ -6,10 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from fedtune.scenario.claim import ClaimSection
 from fedtune.scenario.section import Section
 
 Values = list[Any]
 RESERVED = ("run.seed", "task.validation")
+VARIANT = "variant"
 
 
 class BudgetSection(Section):
@@ -30,6 +32,9 @@ class CompareSection(Section):
 
     over: dict[str, Values] = Field(
         {}, description="dotted keys to values; 'all' stands for every strategy, rule, ..."
+    )
+    variants: dict[str, dict[str, Any]] = Field(
+        {}, description="an axis of its own, `variant`: names to dotted keys and their values"
     )
     seeds: Annotated[int, Field(ge=1, le=1000)] = Field(
         3, description="runs of each combination, under run.seed, run.seed + 1, ..."
@@ -59,12 +64,15 @@ class CompareSection(Section):
         None, description="value of the metric whose cost is counted; by default 95 % of the way "
         "from the reference's first to its final value",
     )  # fmt: skip
+    claim: ClaimSection | None = Field(
+        None, description="what the comparison is to show; its report has the verdict"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> CompareSection:
         for name, axes in (("over", self.over), ("tune", self.tune)):
             for key, values in axes.items():
-                if key in RESERVED or key.startswith("compare"):
+                if key in RESERVED or key == VARIANT or key.startswith("compare"):
                     raise ValueError(f"{name}: {key} cannot be an axis")
                 if not values:
                     raise ValueError(f"{name}: {key} has no values")
@@ -72,7 +80,12 @@ class CompareSection(Section):
                     raise ValueError(f"{name}: {key} names a value twice")
         if both := sorted(self.over.keys() & self.tune.keys()):
             raise ValueError(f"{both[0]} is in over and in tune")
-        if unknown := sorted(self.reference.keys() - self.over.keys()):
+        for name, own in self.variants.items():
+            if fixed := [k for k in own if k in RESERVED or k.startswith("compare")]:
+                raise ValueError(f"variants.{name}: {fixed[0]} cannot vary")
+            if both := sorted(own.keys() & (self.over.keys() | self.tune.keys())):
+                raise ValueError(f"variants.{name}: {both[0]} is in over or in tune, too")
+        if unknown := sorted(self.reference.keys() - self.axes.keys()):
             raise ValueError(f"reference: {unknown[0]} is not an axis of over")
         for name, keys in (("tune_at", self.tune_at), ("worst_over", self.worst_over)):
             for key in keys:
@@ -85,6 +98,11 @@ class CompareSection(Section):
                 if self.over[key] != ["all"] and value not in self.over[key]:
                     raise ValueError(f"tune_at: {key} = {value!r} is not one of {self.over[key]}")
         for key, value in self.reference.items():
-            if self.over[key] != ["all"] and value not in self.over[key]:
-                raise ValueError(f"reference: {key} = {value!r} is not one of {self.over[key]}")
+            if self.axes[key] != ["all"] and value not in self.axes[key]:
+                raise ValueError(f"reference: {key} = {value!r} is not one of {self.axes[key]}")
         return self
+
+    @property
+    def axes(self) -> dict[str, Values]:
+        """`variant`, where there are any, and what `over` says."""
+        return {**({VARIANT: list(self.variants)} if self.variants else {}), **self.over}

@@ -19,14 +19,19 @@ from fedtune.scenario.schema import INCOMPATIBLE, Scenario
 Overrides = Mapping[str, Any] | Sequence[str]
 _TYPE_NAMES = {"str", "int", "float", "bool", "list", "dict"}
 _NAMED = {"strategy": "name", "attack": "kind"}
+CLAIMS = "claims"
 _EXCLUSIVE = {"local.steps": "epochs", "local.epochs": "steps"}
 
 
 def scenario_names() -> dict[str, str]:
     """The scenarios shipped in `simulations/`: name to the first comment line of the file."""
     folder = resources.files("simulations")
-    files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
-    return {f.name.removesuffix(".toml"): _title(f.read_text("utf-8")) for f in files}
+    found = {}
+    for place, start in ((folder, ""), (folder / CLAIMS, f"{CLAIMS}/")):
+        for file in sorted(place.iterdir(), key=lambda f: f.name):
+            if file.name.endswith(".toml"):
+                found[start + file.name.removesuffix(".toml")] = _title(file.read_text("utf-8"))
+    return found
 
 
 def load_scenario(source: str | Path | Scenario, overrides: Overrides = ()) -> Scenario:

@@ -20,6 +20,7 @@ from fedtune.adversaries.crafted import (
     NonFinite,
     Scaling,
     SignFlip,
+    Uniform,
 )
 from fedtune.rules import make_rule
 from tests.rules.kit import updates
@@ -63,6 +64,14 @@ def test_noise_is_new_for_each_draw_and_of_the_length_that_was_asked_for():
     assert float(one.std() / honest.square().mean().sqrt()) == pytest.approx(4.0, rel=0.03)
     assert abs(float(torch.corrcoef(torch.stack([one, two]))[0, 1])) < 0.05
     assert torch.equal(one, Gaussian(sigma=4.0)(known(honest, seed=1), own))
+
+
+def test_uniform_numbers_are_of_one_sign_and_of_the_size_that_was_asked_for():
+    honest = torch.randn(5, 20_000, generator=torch.Generator().manual_seed(3)).double()
+    found = Uniform(size=6.0)(known(honest, seed=1), honest[0]) / honest.square().mean().sqrt()
+    assert float(found.min()) >= 0.0
+    assert float(found.max()) <= 6.0
+    assert float(found.mean()) == pytest.approx(3.0, rel=0.03)
 
 
 @pytest.mark.parametrize("deviation", ["unit", "sign", "std"])

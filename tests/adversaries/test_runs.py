@@ -127,8 +127,9 @@ def test_non_finite_updates_are_set_aside_and_named(tmp_path):
     assert [line["malicious"] for line in run.metrics] == [0, 0]
 
 
-@pytest.mark.parametrize("kind", ["sign-flip", "gaussian", "alie", "min-max", "min-sum", "mimic",
-                                  "scaling", "adaptive", "label-flip", "backdoor"])  # fmt: skip
+@pytest.mark.parametrize("kind", ["sign-flip", "gaussian", "uniform", "alie", "min-max", "min-sum",
+                                  "mimic", "scaling", "adaptive", "label-flip",
+                                  "backdoor"])  # fmt: skip
 def test_every_attack_runs_against_a_rule_with_mixing_and_says_what_it_did(tmp_path, kind):
     changes = small(**TWELVE, attack__kind=kind, attack__fraction=0.25, strategy__rule="multi-krum",
                     strategy__pre=["nnm"], strategy__f=3)  # fmt: skip

@@ -1,0 +1,115 @@
+"""docs/claims.md: trains what the claims' comparisons lack and writes their verdicts.
+
+.venv/bin/python scripts/claims.py                 # all; what is done is not trained again
+.venv/bin/python scripts/claims.py fedsvd frl      # some
+
+Between the marks of a claim the page is written by this script; what stands around is by hand.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import fedtune
+from fedtune.comparison.progress import ConsoleGrid
+from fedtune.reporting.claim import REPORTED, claim_table
+from fedtune.reporting.tables import Entry, Table, markdown, result_table, tuning_table
+
+ROOT = Path(__file__).parent.parent
+PAGE, SHOWN = ROOT / "docs" / "claims.md", ROOT / "docs" / "claims"
+FOLDER = ROOT / "simulations" / "claims"
+END = "<!-- end -->"
+
+
+def main(names: list[str]) -> None:
+    known = sorted(path.stem for path in FOLDER.glob("*.toml"))
+    if unknown := set(names) - set(known):
+        raise SystemExit(f"{unknown.pop()!r}: allowed: {', '.join(known)}")
+    for name in names or known:
+        grid = ConsoleGrid()
+        try:
+            done = fedtune.compare(
+                f"claims/{name}", out=Path("runs") / "compare" / "claims" / name, observer=grid
+            )
+        finally:
+            grid.close()
+        picture = _picture(done.path, done.record, name)
+        _put(name, _section(name, done.record, picture))
+        print(f"{name}: {done.record['claim']['verdict']}")
+    _put("all", _overview(PAGE.read_text("utf-8")))
+
+
+def _section(name: str, record: dict[str, Any], picture: str) -> str:
+    claim = record["claim"]
+    runs = [cell for family in record["families"] for cell in family["cells"]]
+    hours = sum(cell["measures"]["seconds"] for cell in runs) / 60
+    return "\n".join(
+        [
+            f"*{claim['says']}* ({claim['paper']})",
+            "",
+            f"**Verdict: {claim['verdict']}.**",
+            "",
+            markdown(claim_table(record)),
+            f"![{name}](claims/{picture})",
+            "",
+            _details("What each reached", markdown(_short(result_table(record)))),
+            _details("Search for settings", markdown(tuning_table(record)))
+            if record["tune"]
+            else "",
+            f"`fedtune compare claims/{name}`: {len(runs)} runs under {record['seeds']} seeds, "
+            f"{hours:.1f} minutes of rounds, on {record['device']}.",
+            "",
+        ]
+    )
+
+
+def _details(title: str, text: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{text}\n</details>\n"
+
+
+def _short(table: Table) -> Table:
+    """Without what is not about the claims."""
+    keep = [i for i, heading in enumerate(table.headings) if i < 3 or "client" in heading]
+    return Table([table.headings[i] for i in keep], [[row[i] for i in keep] for row in table.rows])
+
+
+def _picture(path: Path, record: dict[str, Any], name: str) -> str:
+    """The picture that shows the claim best: what is reported, a map, or the curves."""
+    reported = [
+        part["measure"].removeprefix(REPORTED)
+        for part in record["claim"]["parts"]
+        if part["measure"].startswith(REPORTED)
+    ]
+    looks = [len(cell["looks"]) for family in record["families"] for cell in family["cells"]]
+    wanted = [*reported, *(["curves", "heatmap"] if max(looks) > 3 else ["heatmap", "curves"])]
+    found = next(one for one in wanted if (path / "plots" / f"{one}.png").exists())
+    SHOWN.mkdir(parents=True, exist_ok=True)
+    shutil.copy(path / "plots" / f"{found}.png", SHOWN / f"{name}.png")
+    return f"{name}.png"
+
+
+def _overview(page: str) -> str:
+    rows = []
+    for name, text in re.findall(r"<!-- claim: (\S+) -->\n(.*?)" + END, page, re.DOTALL):
+        if name != "all" and (found := re.search(r"\*\*Verdict: (.*?)\.\*\*", text)):
+            says = re.search(r"^\*(.*?)\* \((.*?);", text)
+            assert says is not None
+            rows.append([Entry(says[1]), Entry(says[2]), Entry(f"[{found[1]}](#{name})")])
+    return markdown(Table(["claim", "method", "in our harness"], rows))
+
+
+def _put(name: str, text: str) -> None:
+    mark = f"<!-- claim: {name} -->\n"
+    before, _, rest = PAGE.read_text("utf-8").partition(mark)
+    if not rest:
+        raise SystemExit(f"{PAGE}: has no place for claim {name!r}: {mark.strip()} ... {END}")
+    after = rest.partition(END)[2]
+    PAGE.write_text(f"{before}{mark}{text}{END}{after}", "utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
