@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -18,6 +21,7 @@ from tests.runs.kit import small
 
 NOISE = np.random.default_rng(5).normal(0.0, 0.004, (4, 6))
 NEW, OLD = {"strategy.name": "new"}, {"strategy.name": "old"}
+PAGE = Path(__file__).parents[2] / "docs" / "claims.md"
 CLAIMS = [name for name in scenario_names() if name.startswith("claims/")]
 
 
@@ -194,3 +198,13 @@ def test_variants_are_compared_and_the_claim_is_judged_and_shown(tmp_path):
     page = (done.path / "report.html").read_text("utf-8")
     assert "B alone is fewer bytes." in page
     assert "Verdict: shown" in (done.path / "comparison.md").read_text("utf-8")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", CLAIMS)
+def test_a_claims_command_gives_the_verdict_of_the_page(tmp_path, name):
+    section = PAGE.read_text("utf-8").partition(f"<!-- claim: {Path(name).name} -->")[2]
+    verdict = re.search(r"\*\*Verdict: (.*?)\.\*\*", section.partition("<!-- end -->")[0])
+    if verdict is None:
+        pytest.skip(f"{name} has not been run for the page")
+    assert fedtune.compare(name, out=tmp_path / "out").record["claim"]["verdict"] == verdict[1]
