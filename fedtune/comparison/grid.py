@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from fedtune.adversaries.setup import check_attack
 from fedtune.errors import Incompatible, ScenarioError
+from fedtune.reporting.measures import shown
 from fedtune.runs.build import settle_paths
 from fedtune.runs.strategies import make_strategy, strategy_names
 from fedtune.runs.traces import read_trace
@@ -121,15 +122,9 @@ def expand(axes: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
 def label_of(over: Mapping[str, Any]) -> str:
     """A combination in words: strategies by name, other keys by their last part and value."""
     return ", ".join(
-        str(value) if key in (STRATEGY, VARIANT) else f"{key.rpartition('.')[2]} {_shown(value)}"
+        str(value) if key in (STRATEGY, VARIANT) else f"{key.rpartition('.')[2]} {shown(value)}"
         for key, value in over.items()
     )
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return " ".join(_shown(member) for member in value.values())
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _all(key: str) -> list[Any]:

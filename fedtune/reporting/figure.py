@@ -19,7 +19,7 @@ from fedtune.reporting.style import Style
 
 INK, ACCENT, MUTED = "#1f2933", "#2563eb", "#94a3b8"
 NO_DATES: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None}}
-LABEL_GAP = 0.055
+WIDTH, LABEL_GAP = 4.8, 0.055
 SAMPLE = (1.02, 1.055, 1.09)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Unit = Literal["metric", "count", "bytes", "seconds", "number"]
 SHARES = frozenset({"accuracy", "exact_match", "token_accuracy", "attack_success"})
@@ -77,6 +78,15 @@ def written(value: float | None, unit: Unit, metric: str, signed: bool = False) 
         return f"{value:{sign}.2g} s" if abs(value) < 10 else f"{value:{sign},.0f} s"
     whole = value == int(value) or abs(value) >= 100
     return f"{value:{sign},.0f}" if whole else f"{value:{sign},.1f}"
+
+
+def shown(value: Any) -> str:
+    """A value of a scenario in a label."""
+    if isinstance(value, Mapping):
+        return " ".join(map(shown, value.values()))
+    if isinstance(value, list):
+        return "/".join(map(shown, value)) or "–"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def difference_unit(metric: str) -> str:

@@ -11,13 +11,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from fedtune.reporting.claim import REPORTED
-from fedtune.reporting.figure import INK, MUTED, label_ends, new_figure, tidy
-from fedtune.reporting.measures import MIB, SHARES, written
+from fedtune.reporting.figure import MUTED, WIDTH, label_ends, new_figure, tidy
+from fedtune.reporting.heatmap import draw_heatmap
+from fedtune.reporting.measures import MIB, SHARES
 from fedtune.reporting.style import Style, styles
 
 Record = Mapping[str, Any]
 STRATEGY = "strategy.name"
-WIDTH, HEIGHT, LINE_HEIGHT = 4.8, 3.4, 0.17
+HEIGHT, LINE_HEIGHT = 3.4, 0.17
 
 
 def pictures(record: Record) -> dict[str, tuple[Figure, str]]:
@@ -47,7 +48,7 @@ def caption(name: str, record: Record) -> str:
         + (": mean over seeds, band of one standard deviation." if several else "."),
         "upload": f"{metric.capitalize()} against what all clients have sent; the grey line joins "
         "those that no other beats in both.",
-        "heatmap": f"Final {metric}, mean over seeds and over the other axes.",
+        "heatmap": f"Final {metric}, mean over seeds (and over axes that are not named).",
         "clients": f"Final {metric} of each client, on {measured}: box from the 25th to the 75th "
         "percentile, line from the 10th to the 90th, dot at the worst.",
     }[name]
@@ -122,39 +123,6 @@ def draw_upload(record: Record) -> Figure | None:
     axes.set_xlabel("sent by all clients, MiB")
     _metric_axis(axes, record)
     label_ends(axes, ends)
-    return figure
-
-
-def draw_heatmap(record: Record) -> Figure | None:
-    """Final metric over the first two axes with several values."""
-    axes_of = [(key, values) for key, values in record["axes"].items() if len(values) > 1]
-    if len(axes_of) < 2:
-        return None
-    (down, rows), (across, columns) = axes_of[:2]
-    table = np.full((len(rows), len(columns)), np.nan)
-    for i, row in enumerate(rows):
-        for j, column in enumerate(columns):
-            found = [
-                family["measures"]["final"]["mean"]
-                for family in record["families"]
-                if family["over"][down] == row
-                and family["over"][across] == column
-                and family["measures"]["final"]
-            ]
-            table[i, j] = np.mean(found) if found else np.nan
-    figure = new_figure(max(WIDTH, 2.2 + 0.9 * len(columns)), max(2.4, 1.2 + 0.45 * len(rows)))
-    axes = figure.add_subplot()
-    colours = "viridis_r" if record["lower_is_better"] else "viridis"
-    axes.imshow(np.ma.masked_invalid(table), cmap=colours, aspect="auto")
-    middle = (np.nanmin(table) + np.nanmax(table)) / 2 if np.isfinite(table).any() else 0.0
-    for (i, j), value in np.ndenumerate(table):
-        dark = (value < middle) != bool(record["lower_is_better"])
-        text = written(float(value), "metric", record["metric"])
-        axes.text(j, i, text, ha="center", va="center", color="white" if dark else INK, fontsize=9)
-    axes.set_xticks(range(len(columns)), [str(value) for value in columns])
-    axes.set_yticks(range(len(rows)), [str(value) for value in rows])
-    axes.set_xlabel(across)
-    axes.set_ylabel(down)
     return figure
 
 
