@@ -1,5 +1,6 @@
 """Flower strategies for low-rank adapters; each works in any Flower app by import."""
 
+from strategies.admm import ADMM
 from strategies.fed_sb import FedSB
 from strategies.fedavg import FedAvg
 from strategies.fedavg_unbiased import FedAvgUnbiased
@@ -16,6 +17,7 @@ from strategies.rolora import RoLoRA
 from strategies.scaffold import SCAFFOLD
 
 __all__ = [
+    "ADMM",
     "FRL",
     "RERCE",
     "SCAFFOLD",

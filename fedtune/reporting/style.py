@@ -15,7 +15,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 WRAPS = 3
 STRATEGIES = (
     "fedavg", "ffa-lora", "fed-sb", "fedsvd", "fedex-lora", "rolora", "frl", "fedstale", "fedvarp",
-    "fedavg-unbiased", "flag", "fedprox", "scaffold", "rerce",
+    "fedavg-unbiased", "flag", "fedprox", "scaffold", "rerce", "admm",
 )  # fmt: skip
 
 

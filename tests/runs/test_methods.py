@@ -62,6 +62,7 @@ TABLE = {  # numbers per pair of modules (24 x 16 and 16 x 24), client and round
     "fedvarp": {DOWN: (2 * RANK * PAIR,) * 2, UP: (2 * RANK * PAIR,) * 2},
     "fedavg-unbiased": {DOWN: (2 * RANK * PAIR,) * 2, UP: (2 * RANK * PAIR,) * 2},
     "flag": {DOWN: (RANK * PAIR,) * 2, UP: (RANK * PAIR,) * 2},
+    "admm": {DOWN: (RANK * PAIR,) * 2, UP: (RANK * PAIR,) * 2},
     "rerce": {DOWN: (RANK * PAIR,) * 2, UP: (RANK * PAIR,) * 2},
 }
 

@@ -18,12 +18,12 @@ def places(request, monkeypatch):
 
 def test_names_and_classes_are_the_same_in_both_places(places):
     assert finding.strategy_names() == [
-        "fed-sb", "fedavg", "fedavg-unbiased", "fedex-lora", "fedprox", "fedstale", "fedsvd",
-        "fedvarp", "ffa-lora", "flag", "frl", "rerce", "rolora", "scaffold",
+        "admm", "fed-sb", "fedavg", "fedavg-unbiased", "fedex-lora", "fedprox", "fedstale",
+        "fedsvd", "fedvarp", "ffa-lora", "flag", "frl", "rerce", "rolora", "scaffold",
     ]  # fmt: skip
     assert finding.find_strategy("fedavg") is FedAvg
     assert finding.find_strategy("ffa-lora") is FFALoRA
-    with pytest.raises(ScenarioError, match="allowed: fed-sb, fedavg, fedavg-unbiased"):
+    with pytest.raises(ScenarioError, match="allowed: admm, fed-sb, fedavg, fedavg-unbiased"):
         finding.find_strategy("base")
 
 

@@ -21,7 +21,8 @@ from fedtune.participation import Participation
 from fedtune.runs.build import build
 from fedtune.runs.loop import one_round, start_state
 from fedtune.scenario import load_scenario
-from strategies import RERCE
+from strategies import ADMM, RERCE
+from strategies.admm import admm_round
 from strategies.rerce import rerce_round
 from tests.cohort import kit
 from tests.runs.kit import small
@@ -35,7 +36,8 @@ LAYOUT = SimpleNamespace(
 class LeastSquares:
     """Clients that solve their jobs exactly: f_k(x) = ½‖y_k - H_k x‖²."""
 
-    def __init__(self, seed=0):
+    def __init__(self, seed=0, method=rerce_round):
+        self.method = method
         draw = np.random.default_rng(seed)
         self.h, self.y = draw.normal(size=(N, ROWS, P)), draw.normal(size=(N, ROWS))
         self.b = [np.linalg.inv(h.T @ h + RHO * np.eye(P)) for h in self.h]
@@ -55,7 +57,7 @@ class LeastSquares:
     def round(self, k, number, s, config):
         zero = {"x": torch.zeros(P, dtype=torch.float64)}
         view = ClientView(k, number, {"x": s}, {}, self.kept[k], config, LAYOUT, zero, None)
-        going, result = rerce_round(view), None
+        going, result = self.method(view), None
         while True:
             try:
                 result = self.do(k, going.send(result))
@@ -82,9 +84,9 @@ class LeastSquares:
         return np.linalg.lstsq(self.h.reshape(-1, P), self.y.reshape(-1), rcond=None)[0]
 
 
-def run(clients, rounds, fraction=1.0, **parameters):
+def run(clients, rounds, fraction=1.0, strategy=RERCE, **parameters):
     """The global model and the broadcast of each round."""
-    strategy = RERCE(rho=RHO, participation=Participation("fraction", fraction, 3), **parameters)
+    strategy = strategy(rho=RHO, participation=Participation("fraction", fraction, 3), **parameters)
     grid = CohortGrid(clients, range(N))
     model, models, broadcasts = torch.zeros(P, dtype=torch.float64), [], []
     for number in range(1, rounds + 1):
@@ -119,6 +121,15 @@ def test_without_noise_and_with_all_clients_it_is_admm_with_duals():
     expected, iterates = admm(clients, 12)
     np.testing.assert_allclose(models, expected, atol=1e-12)
     np.testing.assert_allclose(clients.iterates(), iterates, atol=1e-12)
+
+
+def test_strategy_admm_is_admm_with_duals():
+    clients = LeastSquares(method=admm_round)
+    models, _, _ = run(clients, 12, strategy=ADMM)
+    expected, iterates = admm(clients, 12)
+    np.testing.assert_allclose(models, expected, atol=1e-12)
+    found = np.stack([clients.kept[k]["admm/x/x"].numpy() for k in range(N)])
+    np.testing.assert_allclose(found, iterates, atol=1e-12)
 
 
 def test_it_converges_to_the_solution_of_all_data():
