@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from fedtune.runs.plan import Plan
+from fedtune.runs.plan import LATER, Plan
 
 
 def describe(found: Plan) -> list[tuple[str, str]]:
     """A plan in words: name and text of each line."""
     down, up = found.bytes_down + found.framing_down, found.bytes_up + found.framing_up
+    about = "about " if LATER in found.notes else ""
     framing = found.framing_down + found.framing_up
     return [
         ("method", f"{found.strategy}, adapter {found.adapter}"),
@@ -23,7 +24,8 @@ def describe(found: Plan) -> list[tuple[str, str]]:
         ),
         (
             "the run",
-            f"{_size(found.run_bytes_down)} down, {_size(found.run_bytes_up)} up, framing aside",
+            f"{about}{_size(found.run_bytes_down)} down, {_size(found.run_bytes_up)} up, "
+            "framing aside",
         ),
         *(
             [
