@@ -18,7 +18,7 @@ from fedtune.reporting.style import Style, styles
 
 Record = Mapping[str, Any]
 STRATEGY = "strategy.name"
-HEIGHT, LINE_HEIGHT = 3.4, 0.17
+HEIGHT, LINE_HEIGHT, LETTER_WIDTH, USUAL_LABEL = 3.4, 0.17, 0.075, 15
 
 
 def pictures(record: Record) -> dict[str, tuple[Figure, str]]:
@@ -59,7 +59,7 @@ def draw_curves(record: Record) -> Figure | None:
     drawn = [(f, s, curve) for f, s in styled(record) if len(curve := curves_of(f, record)) > 0]
     if not drawn:
         return None
-    figure, axes = _panel(len(drawn))
+    figure, axes = _panel([family["label"] for family, *_ in drawn])
     ends = []
     for family, style, curve in drawn:
         rounds, mean, sd = curve[:, 0], curve[:, 1], curve[:, 2]
@@ -84,7 +84,7 @@ def draw_reported(record: Record, name: str) -> Figure | None:
             drawn.append((rounds, means, family["label"], style))
     if not drawn:
         return None
-    figure, axes = _panel(len(drawn))
+    figure, axes = _panel([label for _, _, label, _ in drawn])
     for rounds, means, _, style in drawn:
         _line(axes, rounds, means, style)
     axes.set_xlabel("round")
@@ -100,7 +100,7 @@ def draw_upload(record: Record) -> Figure | None:
     drawn = [(f, s, c) for f, s in styled(record) if len(c := curves_of(f, record)) > 1]
     if not drawn:
         return None
-    figure, axes = _panel(len(drawn))
+    figure, axes = _panel([family["label"] for family, *_ in drawn])
     ends = []
     for family, style, curve in drawn:
         spent = curve[curve[:, 3] > 0]
@@ -209,8 +209,10 @@ def _final_point(family: Record) -> tuple[float, float] | None:
     return (sent["mean"] / MIB, final["mean"]) if sent and sent["mean"] and final else None
 
 
-def _panel(lines: int) -> tuple[Figure, Axes]:
-    figure = new_figure(WIDTH, max(HEIGHT, 1.2 + LINE_HEIGHT * lines))
+def _panel(labels: Sequence[str]) -> tuple[Figure, Axes]:
+    """Room for the lines' names beside the axes, whose width stays the same."""
+    beside = LETTER_WIDTH * max(0, max(map(len, labels)) - USUAL_LABEL)
+    figure = new_figure(WIDTH + beside, max(HEIGHT, 1.2 + LINE_HEIGHT * len(labels)))
     return figure, figure.add_subplot()
 
 
