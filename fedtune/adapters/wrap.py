@@ -23,7 +23,7 @@ from fedtune.adapters.layout import (
     load_tensors,
     read_layout,
 )
-from fedtune.adapters.masked import check_mask, mask
+from fedtune.adapters.scratch import SCRATCH, check_scratch, scratch
 from fedtune.errors import ScenarioError
 from fedtune.scenario.schema import AdapterSection
 
@@ -85,9 +85,9 @@ def wrap(
     Raises:
         ScenarioError: if the targets match nothing or something that is not a linear layer.
     """
-    if kind == "rank" and section.form == "mask":
-        check_mask(section)
-        made = mask(base.model, section, seed, device, dtype, master_dtype(dtype))
+    if base.model.config.model_type == SCRATCH:
+        check_scratch(section)
+        made = scratch(base.model, section, seed, device, dtype, master_dtype(dtype))
         return Adapted(base.model.eval(), None, *made)
     what = find_kind(kind)
     if what.unscaled:

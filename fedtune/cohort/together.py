@@ -45,7 +45,7 @@ class CohortBackend:
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         if setting.adapted.config is None:
-            raise NotStackableError("its own weights are voted on")
+            raise NotStackableError("a network without an adapter")
         self.binding = Binding()
         trained = {spec.name for spec in setting.layout.trained}
         self.model = setting.adapted.model

@@ -256,12 +256,15 @@ class Scenario(Section):
                 f"clients.participation.value: has {len(value)} probabilities for "
                 f"clients.count = {self.clients.count}"
             )
-        if (self.adapter.form == "mask") != (self.task.base == CONV):
+        if self.adapter.form == "mask" and self.task.base != CONV:
+            raise _incompatible(f"adapter.form = 'mask': is for task.base = {CONV!r}")
+        if self.task.base == CONV and self.adapter.form != "mask" and self.adapter.kind != "none":
             raise _incompatible(
-                f"adapter.form = {self.adapter.form!r}: 'mask' and task.base = {CONV!r} go together"
+                f"task.base = {CONV!r}: has nothing to adapt; allowed: adapter.form = 'mask', a "
+                "vote on its weights, or adapter.kind = 'none', which trains them"
             )
-        if self.adapter.form == "mask" and self.task.head != "shared":
-            raise _incompatible('task.head: with adapter.form = "mask" all layers are voted on')
+        if self.task.base == CONV and self.task.head != "shared":
+            raise _incompatible(f"task.head: all layers of {CONV!r} are voted on, or trained")
         if self.adapter.kind == "none":
             if self.task.head == "frozen":
                 raise _incompatible('adapter.kind = "none": task.head = "frozen" trains nothing')

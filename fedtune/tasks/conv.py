@@ -18,6 +18,7 @@ from transformers import (
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from fedtune.adapters.ranked import signed_constants
+from fedtune.adapters.scratch import SCRATCH
 
 
 class ConvConfig(PretrainedConfig):
@@ -29,7 +30,7 @@ class ConvConfig(PretrainedConfig):
         widths: channels of the two convolutions, features of the hidden layer.
     """
 
-    model_type = "fedtune-conv"
+    model_type = SCRATCH
 
     def __init__(
         self,

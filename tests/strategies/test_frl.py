@@ -236,6 +236,7 @@ def test_what_it_does_not_go_with(tmp_path, change, message):
     assert not (tmp_path / "run").exists()
 
 
+TRAINED = {"adapter.kind": "none", "adapter.form": "antithetic"}
 SCRATCH = {"local.epochs": None, "local.steps": 4, "clients.count": 6, "engine.threads": 1}
 
 
@@ -278,12 +279,31 @@ def test_from_random_weights_a_resumed_run_is_the_same(scratch, tmp_path):
     assert (again.path / file).read_bytes() == (scratch.path / file).read_bytes()
 
 
+def test_the_same_network_is_trained_as_it_is_by_fedavg_from_the_same_weights(tmp_path):
+    """One client, one step of SGD: every weight moves along its gradient."""
+    changes = {**SCRATCH, **TRAINED, "strategy.name": "fedavg", "run.rounds": 1, "local.lr": 0.1,
+               "clients.count": 1, "clients.participation.value": 1.0, "local.steps": 1,
+               "local.batch_size": 2000, "local.schedule": "constant", "local.momentum": 0.0,
+               "local.round_schedule": "constant", "local.weight_decay": 0.0}  # fmt: skip
+    done = fedtune.run("frl-from-scratch", changes, tmp_path / "run")
+    saved = load_file(done.path / "model" / "model.safetensors")
+    made = build(done.scenario, done.read_partition())
+    constants = {n: ranked.signed_constants(n, tuple(w.shape), 0) for n, w in saved.items()}
+    batch = made.task.train.gather(torch.as_tensor(made.clients.training_rows(0)))
+    model = type(load_model(done))(load_model(done).config)
+    model.load_state_dict(constants)
+    torch.nn.functional.cross_entropy(model(**batch.inputs).logits, batch.labels).backward()
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(saved[name], weight.data - 0.1 * weight.grad)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"task.base": "builtin:vit-letters"}, "'mask' and task.base"),
-        ({"adapter.form": "signed"}, "'mask' and task.base"),
-        ({"task.head": "local"}, "all layers are voted on"),
+        ({"task.base": "builtin:vit-letters"}, "'mask': is for task.base"),
+        ({"adapter.form": "signed"}, "has nothing to adapt; allowed: adapter.form = 'mask'"),
+        ({"task.head": "local"}, "are voted on, or trained"),
+        ({"strategy.name": "fedavg", **TRAINED, "adapter.keep": 0.3}, "adapter.keep = 0.3: of no"),
         ({"strategy.name": "fedavg", "adapter.kind": "rank"}, "needs one of"),
         ({"strategy.name": "fedavg"}, "is of kind 'rank', not 'lora'"),
     ],
