@@ -74,6 +74,7 @@ FULL = {
     "fedex-lora-error": {**BANKING, "run.rounds": 60},
     "fedstale": WRITERS,
     "frl": WRITERS,
+    "frl-conv": {**WRITERS, "run.rounds": 300},
     "flag": {**WRITERS, "clients.count": 15},
     "rerce": {},  # the paper's own problem
 }
