@@ -20,6 +20,7 @@ from fedtune.comparison.directory import ComparisonDirectory
 from fedtune.comparison.progress import ConsoleGrid
 from fedtune.reporting.claim import REPORTED, claim_table
 from fedtune.reporting.tables import Entry, Table, markdown, result_table, tuning_table
+from fedtune.runs.directory import RunDirectory
 
 ROOT = Path(__file__).parent.parent
 PAGE, SHOWN = ROOT / "docs" / "claims.md", ROOT / "docs" / "claims"
@@ -40,7 +41,6 @@ BANKING = {
     **ENCODER,
     "task.data": "../shared/data/banking77",
     "task.label": "category",
-    "task.head": "shared",
     "clients.count": 100,
 }
 WRITERS = {  # made by scripts/prepare_mnist_by_writer.py
@@ -91,8 +91,8 @@ def main(names: list[str]) -> None:
     for name in names or known:
         done = _compare(name, {}, "claims")
         picture = _picture(done.path, done.record, name)
-        _put(name, _section(name, done.record, picture))
-    _put("all", _overview(PAGE.read_text("utf-8")))
+        _put(name, _section(name, done, picture))
+        _put("all", _overview(PAGE.read_text("utf-8")))
 
 
 def _compare(name: str, overrides: dict[str, Any], folder: str) -> ComparisonDirectory:
@@ -105,10 +105,10 @@ def _compare(name: str, overrides: dict[str, Any], folder: str) -> ComparisonDir
     return done
 
 
-def _section(name: str, record: dict[str, Any], picture: str) -> str:
-    claim = record["claim"]
-    runs = [cell for family in record["families"] for cell in family["cells"]]
-    hours = sum(cell["measures"]["seconds"] for cell in runs) / 60
+def _section(name: str, done: ComparisonDirectory, picture: str) -> str:
+    record, claim = done.record, done.record["claim"]
+    runs = list((done.path / "cells").iterdir())
+    minutes = sum(line["seconds"] for run in runs for line in RunDirectory(run).metrics) / 60
     return "\n".join(
         [
             f"*{claim['says']}* ({claim['paper']})",
@@ -122,11 +122,17 @@ def _section(name: str, record: dict[str, Any], picture: str) -> str:
             _details("Search for settings", markdown(tuning_table(record)))
             if record["tune"]
             else "",
-            f"`fedtune compare claims/{name}`: {len(runs)} runs under {record['seeds']} seeds, "
-            f"{hours:.1f} minutes of rounds, on {record['device']}.",
+            f"`fedtune compare claims/{name}`: {record['seeds']} seeds, {_searched(record)}; "
+            f"{len(runs)} runs, {minutes:.0f} minutes of rounds, on {record['device']}.",
             "",
         ]
     )
+
+
+def _searched(record: dict[str, Any]) -> str:
+    if not record["tune"]:
+        return "no search"
+    return f"a search of {', '.join(record['tune'])} with {record['tune_seeds']} of them"
 
 
 def _details(title: str, text: str) -> str:

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from fedtune.adapters.factors import aggregation_error
 from fedtune.adapters.layout import A, B
+from fedtune.errors import Incompatible
+from fedtune.scenario import Scenario
 from fedtune.server.base import AdapterStrategy
 
 
@@ -32,9 +34,19 @@ class FedAvg(AdapterStrategy):
         super().__init__(**common)
         self.aggregation_error = aggregation_error
 
+    @classmethod
+    def refuse(cls, scenario: Scenario) -> None:
+        """The error of what is exact."""
+        kind = scenario.adapter.kind
+        if scenario.strategy.parameters().get("aggregation_error") and kind not in ("auto", "lora"):
+            raise Incompatible(
+                f"strategy.aggregation_error: with adapter.kind = {kind!r} there is none; allowed: "
+                "'lora'"
+            )
+
     def _moved(self, replies: list[dict[str, Tensor]], weights: Tensor) -> dict[str, Tensor]:
         if self.aggregation_error:
-            layers = [n.removesuffix(B) for n in self._averaged if n.endswith(B)]
+            layers = [n.removesuffix(A) for n in self._averaged if n.endswith(A)]
             b, a = ([[r[n + side] for r in replies] for n in layers] for side in (B, A))
             self.report.notes["aggregation_error"] = aggregation_error(b, a, weights)
         return super()._moved(replies, weights)

@@ -88,7 +88,7 @@ def compare(
             "--resume: a comparison goes on by its own settings; to add to it, give the SCENARIO "
             "with the new settings and --out DIR"
         )
-    path = resume or out or Path("runs") / "compare" / Path(scenario or "").stem
+    path = resume or out or api.default_directory(scenario or "")
     grid = ConsoleGrid(quiet=as_json)
     go_on = f"what is done is kept; go on with: fedtune compare --resume {shlex.quote(str(path))}"
     try:

@@ -62,11 +62,19 @@ def compare(
         ScenarioError: before anything is trained.
         RunError: at the end, if a run failed; the others are kept and reported.
     """
-    stem = "scenario" if isinstance(scenario, Scenario) else Path(scenario).stem
+    file = Path("scenario" if isinstance(scenario, Scenario) else scenario)
     given = {"over": over, **settings}
     base = with_settings(load_scenario(scenario, overrides), given)
-    directory = ComparisonDirectory(out or Path("runs") / "compare" / stem)
-    return _go(base, directory, observer, name or stem, command or f"fedtune compare {SETTINGS}")
+    directory = ComparisonDirectory(out or default_directory(file))
+    command = command or f"fedtune compare {SETTINGS}"
+    return _go(base, directory, observer, name or file.stem, command)
+
+
+def default_directory(scenario: str | Path) -> Path:
+    """`runs/compare/NAME`, by the name of a shipped scenario or the stem of a file."""
+    file = Path(scenario)
+    name = Path(file.stem) if file.suffix == ".toml" or file.is_absolute() else file
+    return Path("runs") / "compare" / name
 
 
 def resume_comparison(

@@ -98,7 +98,7 @@ class Execution:
                 raise ScenarioError(f"tune_at: {key} = {unknown[0]!r}: not one of its values")
         self.rows = [Row(family) for family in families(base, self.axes)]
         if self.section.claim is not None:
-            check_claim(self.section.claim, [row.family.over for row in self.rows])
+            check_claim(self.section.claim, [row.family.over for row in self.possible])
         self.problems: dict[str, str] = {}
         self.refusals: dict[str, str | None] = {}
         self.metric = self.section.metric

@@ -29,7 +29,7 @@ def looks_of(directory: RunDirectory) -> list[dict[str, Any]]:
 
     The one before round 1 comes first, once the run has ended.
     """
-    spent = dict.fromkeys(CUMULATIVE, 0)
+    spent = {**dict.fromkeys(CUMULATIVE, 0), **_opening(directory)}
     initial = directory.summary.get("initial")
     found = [{"round": 0, "eval": initial, **spent}] if initial else []
     for line in directory.metrics:
@@ -64,6 +64,7 @@ def measure(directory: RunDirectory, metric: str, target: float | None) -> dict[
         target: value of it whose cost is counted.
     """
     looks, lines, summary = looks_of(directory), directory.metrics, directory.summary
+    before = _opening(directory)
     best = best_of(looks, metric)
     hit = None if target is None else reached(looks, metric, target)
     worst = summary.get("clients") or {}
@@ -76,11 +77,18 @@ def measure(directory: RunDirectory, metric: str, target: float | None) -> dict[
         "seconds_to_target": hit["seconds"] if hit else None,
         "rounds": len(lines),
         **{key: _total(lines, key) for key in TOTALS},
+        **{key: _total([before, *lines], key) for key in before},
         "worst_client": worst.get("worst", {}).get(metric),
         "p10_client": worst.get("p10", {}).get(metric),
         "epsilon": _epsilon(lines),
         "peak_memory_bytes": summary.get("peak_memory_bytes"),
     }
+
+
+def _opening(directory: RunDirectory) -> dict[str, int]:
+    """Payload before round 1, for the frame of LoRA-SB."""
+    found = directory.opening or {}
+    return {key: found[key] for key in ("bytes_up", "bytes_down") if key in found}
 
 
 def reported(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float]]]:

@@ -116,7 +116,7 @@ def power(effect: float, n: int, level: float) -> float:
     return float(np.mean(stats.norm.cdf(shift - cuts) + stats.norm.cdf(-shift - cuts)))
 
 
-def detectable(sd: float, n: int, tests: int = 1) -> float:
+def detectable(sd: float, n: int, tests: int = 1, one_sided: bool = False) -> float:
     """The smallest true difference that a paired t test finds with a chance of 80 %.
 
     Args:
@@ -124,6 +124,7 @@ def detectable(sd: float, n: int, tests: int = 1) -> float:
         n: seeds, at least two.
         tests: how many are made; each must then pass at the level over their number, as the first
             step of Holm's correction asks.
+        one_sided: as a two-sided test at twice the level.
     """
-    level = LEVEL / tests
+    level = LEVEL / tests * (2 if one_sided else 1)
     return sd * float(brentq(lambda effect: power(effect, n, level) - POWER, 0.0, LARGEST_EFFECT))

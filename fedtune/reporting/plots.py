@@ -77,7 +77,10 @@ def draw_reported(record: Record, name: str) -> Figure | None:
     """What rule or strategy report of each round under that name, mean over seeds."""
     drawn = []
     for family, style in styled(record):
-        found = [dict(c["reported"][name]) for c in family["cells"] if name in c["reported"]]
+        found = [
+            {number: value for number, value in c["reported"][name] if value is not None}
+            for c in family["cells"] if name in c["reported"]
+        ]  # fmt: skip
         rounds = sorted(set.intersection(*(set(one) for one in found))) if found else []
         if rounds:
             means = [float(np.mean([one[number] for one in found])) for number in rounds]

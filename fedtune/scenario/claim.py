@@ -14,7 +14,7 @@ Pick = dict[str, Any]
 class ClaimPart(Section):
     """One statement on two sides of a comparison, each the families with these values.
 
-    Values of a seed are those of a side's families, brought to one number by `across`.
+    Where several are, `across` brings them to one value a seed. A list stands for any member of it.
     """
 
     says: str = Field(description="what is to be shown, in a sentence")
@@ -22,7 +22,9 @@ class ClaimPart(Section):
     right: Pick = Field({}, description="and of the other")
     measure: str = Field("final", description="what is looked at: a measure of comparison.json")
     across: Literal["mean", "worst", "best", "drop"] = Field(
-        "mean", description="of a side's families; drop: their best less their mean"
+        "mean",
+        description="of a side's families; best, worst: the one with that mean over seeds; drop: "
+        "the best less the mean of all",
     )
     test: Literal["better", "no-worse", "ratio"] = Field(
         "better",
@@ -34,7 +36,7 @@ class ClaimPart(Section):
         None, description="bounds of ratio"
     )
     less_is_better: bool | None = Field(
-        None, description="by default so for losses, bytes, seconds and under across = 'drop'"
+        None, description="by default so for losses and costs, and of what across = 'drop' gives"
     )
 
     @model_validator(mode="after")

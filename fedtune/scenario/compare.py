@@ -11,6 +11,7 @@ from fedtune.scenario.section import Section
 
 Values = list[Any]
 RESERVED = ("run.seed", "task.validation")
+PARENTS = ("run", "task")
 VARIANT = "variant"
 
 
@@ -81,7 +82,7 @@ class CompareSection(Section):
         if both := sorted(self.over.keys() & self.tune.keys()):
             raise ValueError(f"{both[0]} is in over and in tune")
         for name, own in self.variants.items():
-            if fixed := [k for k in own if k in RESERVED or k.startswith("compare")]:
+            if fixed := [k for k in own if k.startswith((*RESERVED, "compare")) or k in PARENTS]:
                 raise ValueError(f"variants.{name}: {fixed[0]} cannot vary")
             if both := sorted(own.keys() & (self.over.keys() | self.tune.keys())):
                 raise ValueError(f"variants.{name}: {both[0]} is in over or in tune, too")
@@ -89,14 +90,14 @@ class CompareSection(Section):
             raise ValueError(f"reference: {unknown[0]} is not an axis of over")
         for name, keys in (("tune_at", self.tune_at), ("worst_over", self.worst_over)):
             for key in keys:
-                if key not in self.over:
-                    raise ValueError(f"{name}: {key} is not an axis of over")
+                if key not in self.axes:
+                    raise ValueError(f"{name}: {key} is not an axis")
         for key, values in self.tune_at.items():
             if key not in self.worst_over:
                 raise ValueError(f"tune_at: {key} must be in worst_over, to share what is chosen")
             for value in values:
-                if self.over[key] != ["all"] and value not in self.over[key]:
-                    raise ValueError(f"tune_at: {key} = {value!r} is not one of {self.over[key]}")
+                if self.axes[key] != ["all"] and value not in self.axes[key]:
+                    raise ValueError(f"tune_at: {key} = {value!r} is not one of {self.axes[key]}")
         for key, value in self.reference.items():
             if self.axes[key] != ["all"] and value not in self.axes[key]:
                 raise ValueError(f"reference: {key} = {value!r} is not one of {self.axes[key]}")

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedtune.adapters.factors import (
+    aggregation_error,
     exact_factors,
     first_step,
     frame_of,
@@ -166,3 +167,22 @@ def test_exact_factors_have_the_numerical_rank():
     u, v = exact_factors(torch.zeros(4, 5))
     assert u.shape == (4, 0)
     assert v.shape == (0, 5)
+
+
+@pytest.mark.parametrize("clients", [1, 2, 5])
+def test_aggregation_error_is_that_of_dense_products(clients):
+    draw = torch.Generator().manual_seed(clients)
+    layers = [(7, 3, 11), (13, 2, 5)]
+    bs = [[torch.randn(o, r, generator=draw) for _ in range(clients)] for o, r, _ in layers]
+    as_ = [[torch.randn(r, i, generator=draw) for _ in range(clients)] for _, r, i in layers]
+    p = torch.rand(clients, generator=draw, dtype=torch.float64) + 0.1
+    p /= p.sum()
+    missed = whole = 0.0
+    for b, a in zip(bs, as_, strict=True):
+        mean = sum(w * x.double() @ y.double() for w, x, y in zip(p, b, a, strict=True))
+        b_mean = sum(w * x.double() for w, x in zip(p, b, strict=True))
+        a_mean = sum(w * y.double() for w, y in zip(p, a, strict=True))
+        missed += float((mean - b_mean @ a_mean).square().sum())
+        whole += float(mean.square().sum())
+    expected = (missed / whole) ** 0.5
+    assert aggregation_error(bs, as_, p) == pytest.approx(expected, abs=1e-6)

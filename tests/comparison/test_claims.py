@@ -126,11 +126,55 @@ def test_divergence_and_missing_runs_are_not_counted_as_results():
 
 
 def test_a_claim_is_shown_if_all_its_parts_are():
-    record = record_of(new=around(0.93, 0), old=around(0.90, 1))
+    record = record_of(new=around(0.93, 0), old=around(0.90, 1), other=around(0.9003, 2))
     good, bad = SIDES, {"left": OLD, "right": NEW}
-    assert verdicts(record, good, good)[0]["verdict"] == "shown"
+    even = {"left": OLD, "right": {"strategy.name": "other"}}
+    bytes_alike = {**SIDES, "measure": "bytes_up", "test": "ratio", "between": [0.9, 1.1]}
+    assert verdicts(record, good, bytes_alike)[0]["verdict"] == "shown"
     assert verdicts(record, good, bad)[0]["verdict"] == "mixed"
-    assert verdicts(record, bad)[0]["verdict"] == "not shown"
+    assert verdicts(record, bad, even)[0]["verdict"] == "not shown"
+    assert verdicts(record, bad)[0]["verdict"] == "the opposite is shown"
+    assert verdicts(record, even, bytes_alike)[0]["verdict"] == "not shown"
+    assert verdicts(record, bytes_alike)[0]["verdict"] == "shown"
+
+
+def test_the_best_of_a_side_is_one_family_and_one_that_diverged_is_not_it():
+    odd = [0.99, 0.5, 0.99, 0.5, 0.99, 0.5]
+    record = record_of(new_a=around(0.8, 0), new_b=odd, new_c=[*around(0.9, 1)[:5], None],
+                       old=around(0.5, 2))  # fmt: skip
+    found, _ = verdicts(record, {**SIDES, "across": "best"})
+    assert found["parts"][0]["values"]["left"] == around(0.8, 0)
+    for across in ("worst", "mean", "drop"):
+        assert verdicts(record, {**SIDES, "across": across})[1] == ["cannot be tested"]
+    low = record_of(new_a=around(0.8, 0), new_b=odd, old=around(0.5, 2))
+    found, _ = verdicts(low, {**SIDES, "across": "best", "less_is_better": True})
+    assert found["parts"][0]["values"]["left"] == odd
+
+
+def test_a_list_stands_for_any_of_its_members():
+    record = record_of(new=around(0.8, 0), old=around(0.7, 1), other=around(0.9, 2))
+    either = {"strategy.name": ["old", "other"]}
+    found, _ = verdicts(record, {"left": NEW, "right": either, "across": "worst"})
+    assert found["parts"][0]["values"]["right"] == around(0.7, 1)
+
+
+@pytest.mark.parametrize("measure", ["rounds_to_target", "client_steps", "epsilon", "seconds"])
+def test_of_costs_less_is_better(measure):
+    record = record_of(new=around(0.8, 0), old=around(0.7, 1))
+    for family in record["families"]:
+        for cell in family["cells"]:
+            cell["measures"][measure] = cell["measures"]["final"]
+    assert verdicts(record, {**SIDES, "measure": measure})[1] == ["the opposite is shown"]
+
+
+def test_the_detectable_margin_is_one_that_such_noise_shows_held_in_four_of_five_draws():
+    draw = np.random.default_rng(7)
+    record = record_of(new=around(0.9, 0), old=around(0.9, 1))
+    found, _ = verdicts(record, {**SIDES, "test": "no-worse", "margin": 0.001})
+    part = found["parts"][0]
+    samples = draw.normal(0.0, part["difference"]["sd"], (4000, 6)) + part["detectable"]
+    shown = stats.ttest_1samp(samples, 0.0, axis=1, alternative="greater").pvalue < 0.05
+    assert float(shown.mean()) == pytest.approx(0.8, abs=0.03)
 
 
 @pytest.mark.parametrize("name", CLAIMS)
@@ -145,6 +189,7 @@ def test_every_claims_parts_find_their_runs(name):
     ("changes", "said"),
     [
         ({"measure": "finale"}, r"compare.claim.parts.0.measure = 'finale': allowed: final"),
+        ({"measure": "rule.x", "right": {"strategy.name": ["a", "b"]}}, "parts.0.right.*no comb"),
         ({"left": {"strategy.name": "nobody"}}, "compare.claim.parts.0.left.*no combination"),
     ],
 )
@@ -207,4 +252,8 @@ def test_a_claims_command_gives_the_verdict_of_the_page(tmp_path, name):
     verdict = re.search(r"\*\*Verdict: (.*?)\.\*\*", section.partition("<!-- end -->")[0])
     if verdict is None:
         pytest.skip(f"{name} has not been run for the page")
-    assert fedtune.compare(name, out=tmp_path / "out").record["claim"]["verdict"] == verdict[1]
+    claim = fedtune.compare(name, out=tmp_path / "out").record["claim"]
+    assert claim["verdict"] == verdict[1]
+    for part in claim["parts"]:
+        row = next(row for row in section.splitlines() if row.startswith(f"| {part['says']} |"))
+        assert row.endswith(f"| {part['verdict']} |")

@@ -181,7 +181,7 @@ def test_a_defence_is_tuned_for_its_worst_case_and_an_attack_by_nobody_is_traine
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"worst_over": ["attack.kind"]}, "not an axis of over"),
+        ({"worst_over": ["attack.kind"]}, "not an axis"),
         ({"tune_at": {"strategy.name": ["fedavg"]}}, "must be in worst_over"),
         (
             {"tune_at": {"strategy.name": ["fedprox"]}, "worst_over": ["strategy.name"]},
