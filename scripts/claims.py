@@ -70,6 +70,7 @@ FULL = {
     "fed-sb": BANKING,
     "fed-sb-bytes": BANKING,
     "fedsvd": BANKING,
+    "fedsvd-sgd": BANKING,
     "fedex-lora": TALES,
     "fedex-lora-error": {**BANKING, "run.rounds": 60},
     "fedstale": WRITERS,
