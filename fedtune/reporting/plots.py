@@ -138,7 +138,7 @@ def draw_clients(record: Record) -> Figure | None:
             drawn.append((family["label"], style, np.asarray(found, dtype=np.float64)))
     if not drawn:
         return None
-    figure = new_figure(WIDTH, 1.0 + 0.42 * len(drawn))
+    figure = new_figure(WIDTH + _beside([label for label, *_ in drawn]), 1.0 + 0.42 * len(drawn))
     axes = figure.add_subplot()
     lower = record["lower_is_better"]
     for place, (_, style, values) in enumerate(reversed(drawn)):
@@ -214,9 +214,14 @@ def _final_point(family: Record) -> tuple[float, float] | None:
 
 def _panel(labels: Sequence[str]) -> tuple[Figure, Axes]:
     """Room for the lines' names beside the axes, whose width stays the same."""
-    beside = LETTER_WIDTH * max(0, max(map(len, labels)) - USUAL_LABEL)
-    figure = new_figure(WIDTH + beside, max(HEIGHT, 1.2 + LINE_HEIGHT * len(labels)))
+    height = max(HEIGHT, 1.2 + LINE_HEIGHT * len(labels))
+    figure = new_figure(WIDTH + _beside(labels), height)
     return figure, figure.add_subplot()
+
+
+def _beside(labels: Sequence[str]) -> float:
+    """Inches that names need beyond what usual ones do."""
+    return LETTER_WIDTH * max(0, max(map(len, labels)) - USUAL_LABEL)
 
 
 def _line(axes: Axes, xs: Any, ys: Any, style: Style) -> None:
