@@ -12,8 +12,8 @@ Record = Mapping[str, Any]
 REPORTED = "rule."
 UNITS: dict[str, Unit] = {column.key: column.unit for column in MEASURES}
 HEADINGS = [
-    "to be shown", "left", "right", "difference", "95 % interval", "p (Holm)", "detectable",
-    "verdict",
+    "to be shown", "verdict", "left", "right", "difference", "95 % interval", "p (Holm)",
+    "detectable",
 ]  # fmt: skip
 
 
@@ -69,4 +69,4 @@ def _row(record: Record, index: int) -> list[Entry]:
             Entry(p_written(part["p_holm"]), f"{at}.p_holm"),
             Entry(smallest, f"{at}.detectable"),
         ]
-    return [Entry(part["says"]), *sides, found, *rest, Entry(part["verdict"])]
+    return [Entry(part["says"]), Entry(part["verdict"]), *sides, found, *rest]
