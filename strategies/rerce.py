@@ -10,8 +10,8 @@ from torch import Tensor
 from fedtune.apps.rounds import ClientRound, ClientView, Done, Gradient, RoundFunction, Train
 from fedtune.cohort.pull import Pull
 from fedtune.rules import Updates
-from fedtune.server.base import AdapterStrategy
 from fedtune.server.hooks import Count, Positive
+from strategies.admm import ADMM
 
 X, HELD, ROUND = "rerce/x/", "rerce/held/", "rerce/round"
 FIRST = 1 << 16  # draws of batches for the first answer
@@ -46,7 +46,7 @@ def rerce_round(view: ClientView) -> ClientRound:
     return Done(result, view.shared(answer))
 
 
-class RERCE(AdapterStrategy):
+class RERCE(ADMM):
     """RERCE-Fed: noise-robust, dual-free ADMM, in the form for models that are not linear.
 
     x̄ is the mean of the x_k that arrive, and s = 2x̄_t - x̄_{t-1} is broadcast. Without noise and
@@ -62,20 +62,15 @@ class RERCE(AdapterStrategy):
     """
 
     name: ClassVar[str] = "rerce"
-    adapter: ClassVar[str] = "ffa"
-    accepts: ClassVar[frozenset[str]] = frozenset({"lora", "ffa", "none"})
     client_round: ClassVar[RoundFunction] = staticmethod(rerce_round)
-    clients_keep: ClassVar[bool] = True
-    auto_weights: ClassVar[str] = "uniform"
-    sends_iterates: ClassVar[bool] = True
     tells: ClassVar[tuple[str, ...]] = ("rho", "continual", "first")
     remembers: ClassVar[tuple[str, ...]] = ("previous", "memory")
 
     def __init__(
         self, *, rho: Positive = 1.0, continual: bool = False, first: Count = 1, **common: Any
     ) -> None:
-        super().__init__(**common)
-        self.rho, self.continual, self.first = rho, continual, first
+        super().__init__(rho=rho, **common)
+        self.continual, self.first = continual, first
         self.previous: dict[str, Tensor] = {}
         self.memory: dict[int, Tensor] = {}
 
