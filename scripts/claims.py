@@ -18,7 +18,7 @@ from typing import Any
 import fedtune
 from fedtune.comparison.directory import ComparisonDirectory
 from fedtune.comparison.progress import ConsoleGrid
-from fedtune.reporting.claim import REPORTED, claim_table
+from fedtune.reporting.claim import claim_table, claimed_reports
 from fedtune.reporting.tables import Entry, Table, markdown, result_table, tuning_table
 from fedtune.runs.directory import RunDirectory
 
@@ -148,13 +148,11 @@ def _short(table: Table) -> Table:
 
 def _picture(path: Path, record: dict[str, Any], name: str) -> str:
     """The picture that shows the claim best: what is reported, a map, or the curves."""
-    reported = [
-        part["measure"].removeprefix(REPORTED)
-        for part in record["claim"]["parts"]
-        if part["measure"].startswith(REPORTED)
-    ]
     looks = [len(cell["looks"]) for family in record["families"] for cell in family["cells"]]
-    wanted = [*reported, *(["curves", "heatmap"] if max(looks) > 3 else ["heatmap", "curves"])]
+    wanted = [
+        *claimed_reports(record),
+        *(["curves", "heatmap"] if max(looks) > 3 else ["heatmap", "curves"]),
+    ]
     found = next(one for one in wanted if (path / "plots" / f"{one}.png").exists())
     SHOWN.mkdir(parents=True, exist_ok=True)
     shutil.copy(path / "plots" / f"{found}.png", SHOWN / f"{name}.png")

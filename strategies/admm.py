@@ -21,7 +21,8 @@ def admm_round(view: ClientView) -> ClientRound:
     names = [spec.name for spec in view.layout.trained]
     x, u = view.recall(X), view.recall(U)
     if x is None or u is None:
-        x, u = view.start(), {name: 0.0 * tensor for name, tensor in view.start().items()}
+        x = view.start()
+        u = {name: 0.0 * tensor for name, tensor in x.items()}
     else:
         u = {name: u[name] + x[name] - view.state[name] for name in names}
     anchor = {name: view.state[name] - u[name] for name in names}

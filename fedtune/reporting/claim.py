@@ -22,6 +22,13 @@ def unit_of(measure: str) -> Unit:
     return "number" if measure.startswith(REPORTED) else UNITS[measure]
 
 
+def claimed_reports(record: Record) -> list[str]:
+    """What of the rounds' reports a claim is about, by name."""
+    measures = [part["measure"] for part in record["claim"]["parts"]] if record["claim"] else []
+    names = [one.removeprefix(REPORTED) for one in measures if one.startswith(REPORTED)]
+    return list(dict.fromkeys(names))
+
+
 def claim_table(record: Record) -> Table:
     """A row a part: both sides' means over seeds, their difference or ratio, and the verdict."""
     return Table(HEADINGS, [_row(record, index) for index in range(len(record["claim"]["parts"]))])

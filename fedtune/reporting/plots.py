@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from fedtune.reporting.claim import REPORTED
+from fedtune.reporting.claim import claimed_reports
 from fedtune.reporting.figure import MUTED, WIDTH, label_ends, new_figure, tidy
 from fedtune.reporting.heatmap import draw_heatmap
 from fedtune.reporting.measures import MIB, SHARES
@@ -30,7 +30,7 @@ def pictures(record: Record) -> dict[str, tuple[Figure, str]]:
         "clients": draw_clients,
     }
     made = {name: maker(record) for name, maker in makers.items()}
-    made.update({name: draw_reported(record, name) for name in _claimed(record)})
+    made.update({name: draw_reported(record, name) for name in claimed_reports(record)})
     return {n: (figure, caption(n, record)) for n, figure in made.items() if figure is not None}
 
 
@@ -41,7 +41,7 @@ def caption(name: str, record: Record) -> str:
         (c["clients_measured_on"] for f in record["families"] for c in f["cells"] if c["clients"]),
         "",
     )
-    if name in _claimed(record):
+    if name in claimed_reports(record):
         return f"{name.replace('_', ' ').capitalize()} over the rounds, mean over seeds."
     return {
         "curves": f"{metric.capitalize()} on {record['evaluated_on']} over the rounds"
@@ -195,15 +195,6 @@ def styled(record: Record) -> list[tuple[Record, Style]]:
     by_strategy = STRATEGY in record["axes"] or len(families) == 1
     names = [family["strategy"] if by_strategy else None for family in families]
     return list(zip(families, styles(names), strict=True))
-
-
-def _claimed(record: Record) -> list[str]:
-    """What of the rounds' reports a claim is about."""
-    parts = record["claim"]["parts"] if record["claim"] else []
-    names = [
-        p["measure"].removeprefix(REPORTED) for p in parts if p["measure"].startswith(REPORTED)
-    ]
-    return list(dict.fromkeys(names))
 
 
 def _final_point(family: Record) -> tuple[float, float] | None:
