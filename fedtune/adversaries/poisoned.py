@@ -103,6 +103,37 @@ class Backdoor:
         return Batch(inputs, torch.full_like(batch.labels, self.target))
 
 
+@dataclass(frozen=True)
+class CatMap:
+    """Arnold's cat map on square images: the pixel at (x, y) moves to (x + y, x + 2y) mod n.
+
+    A fault rather than an attack: labels stay and nothing is lost (the map is a permutation). One
+    of the nonlinear augmentations that the Flag Aggregator's paper gives to its faulty workers.
+
+    Attributes:
+        iterations: how often it is applied.
+    """
+
+    iterations: int = 1
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Labels stay.
+
+        Raises:
+            Incompatible: for inputs that are not square images.
+        """
+        pixels = batch.inputs.get("pixel_values")
+        if pixels is None or pixels.shape[-1] != pixels.shape[-2]:
+            raise Incompatible("attack.kind = 'cat-map': needs square images")
+        n = pixels.shape[-1]
+        y, x = torch.meshgrid(torch.arange(n), torch.arange(n), indexing="ij")
+        for _ in range(self.iterations):
+            y, x = (x + 2 * y) % n, (x + y) % n
+        moved = torch.empty_like(pixels)
+        moved[..., y, x] = pixels
+        return Batch({**batch.inputs, "pixel_values": moved}, batch.labels)
+
+
 def draw_malicious(clients: Sequence[int], fraction: float, seed: int) -> list[int]:
     """Who is malicious: a share of all clients, drawn once for a run, sorted."""
     order = generator("malicious", seed).permutation(len(clients))

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import PositiveInt
 
 from fedtune.adapters.kinds import find_kind
 from fedtune.adversaries.crafted import ATTACKS, Attack
 from fedtune.adversaries.poisoned import (
     Backdoor,
+    CatMap,
     LabelFlip,
     Poisoned,
     check_classes,
@@ -26,7 +28,7 @@ from fedtune.scenario.section import Probability
 from fedtune.tasks.base import Data, Rows
 from fedtune.tasks.load import Task
 
-SHARES = {"label-flip": 1.0, "backdoor": 0.5}
+SHARES = {"label-flip": 1.0, "cat-map": 1.0, "backdoor": 0.5}
 BACKDOOR_KEYS = ("target", "size", "token", "share")
 
 
@@ -71,6 +73,10 @@ def make_adversary(scenario: Scenario, task: Task) -> Adversary:
         rows = _rows(task, malicious, own, section.kind, seed)
         return Adversary(malicious, Poisoned(task.train, rows, LabelFlip(len(task.classes))))
     rows = _rows(task, malicious, own, section.kind, seed)
+    if section.kind == "cat-map":
+        moved = CatMap(int(own.get("iterations", 1)))
+        moved(task.train.gather(torch.zeros(1, dtype=torch.long)))  # refuses what is not square
+        return Adversary(malicious, Poisoned(task.train, rows, moved))
     trigger = Backdoor(**{key: value for key, value in own.items() if key != "share"})
     if not 0 <= trigger.target < len(task.classes):
         raise Incompatible(
@@ -97,7 +103,13 @@ def check_attack(scenario: Scenario) -> None:
     _check_space(kind, find_kind(scenario.adapter.kind).like or scenario.adapter.kind)
     if kind in SHARES:
         check_classes(scenario.task.kind, kind)
-    own = {"label-flip": ["share"], "backdoor": list(BACKDOOR_KEYS)}
+    if kind == "cat-map" and scenario.task.kind != "image-classification":
+        raise Incompatible(f"attack.kind = 'cat-map': needs images, not {scenario.task.kind}")
+    own = {
+        "label-flip": ["share"],
+        "cat-map": ["share", "iterations"],
+        "backdoor": list(BACKDOOR_KEYS),
+    }
     made = {**ATTACKS, **RANK_ATTACKS}
     allowed = own.get(kind) or list(inspect.signature(made[kind]).parameters)
     given = scenario.attack.parameters()
@@ -108,8 +120,8 @@ def check_attack(scenario: Scenario) -> None:
 class _Shared:
     """Parameters of attacks on labels and inputs."""
 
-    def __init__(self, share: Probability = 1.0) -> None:
-        self.share = share
+    def __init__(self, share: Probability = 1.0, iterations: PositiveInt = 1) -> None:
+        self.share, self.iterations = share, iterations
 
 
 def _rows(

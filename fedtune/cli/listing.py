@@ -20,6 +20,7 @@ VOTE = "Rankings by their sums of positions, one client one vote (strategy frl).
 ATTACKS = {
     "none": "all clients are honest",
     "label-flip": "class c becomes C - 1 - c in what malicious clients train on",
+    "cat-map": "pixels of what they train on change places by Arnold's cat map",
     "backdoor": "a trigger in some of their examples shall lead to a target class",
 }
 

@@ -13,8 +13,9 @@ class AttackSection(OpenSection):
     """Malicious clients; the other keys are the parameters of the attack."""
 
     kind: Literal[
-        "none", "label-flip", "backdoor", "sign-flip", "gaussian", "uniform", "ipm", "alie",
-        "min-max", "min-sum", "mimic", "scaling", "non-finite", "adaptive", "reverse-ranks", "vem",
+        "none", "label-flip", "cat-map", "backdoor", "sign-flip", "gaussian", "uniform", "ipm",
+        "alie", "min-max", "min-sum", "mimic", "scaling", "non-finite", "adaptive",
+        "reverse-ranks", "vem",
     ] = "none"  # fmt: skip
     fraction: Probability = Field(
         0.2, description="share of all clients that is malicious, drawn once a seed"

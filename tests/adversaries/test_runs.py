@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fedtune
-from fedtune.adversaries.poisoned import Backdoor, LabelFlip, Poisoned, draw_malicious
+from fedtune.adversaries.poisoned import Backdoor, CatMap, LabelFlip, Poisoned, draw_malicious
 from fedtune.errors import ScenarioError
 from fedtune.runs.build import build, settle_paths
 from fedtune.runs.loop import one_round, start_state
@@ -59,6 +59,20 @@ def test_a_backdoor_changes_a_share_of_the_rows_and_is_measured_on_other_classes
     assert not (task.test.gather(rows).labels == 3).any()
     assert (adversary.triggered.gather(rows).labels == 3).all()
     assert len(rows) + int((task.test.labels == 3).sum()) == len(task.test)
+
+
+def test_the_cat_map_is_arnolds_and_comes_back_after_its_period():
+    batch = built().task.train.gather(torch.arange(3))
+    pixels = batch.inputs["pixel_values"]
+    n, moved = pixels.shape[-1], CatMap()(batch).inputs["pixel_values"]
+    for x, y in [(0, 0), (1, 0), (0, 1), (3, 5), (n - 1, n - 2)]:
+        assert torch.equal(moved[..., (x + 2 * y) % n, (x + y) % n], pixels[..., y, x])
+    matrix, period, power = np.array([[1, 1], [1, 2]]), 1, np.array([[1, 1], [1, 2]])
+    while not (power % n == np.eye(2)).all():
+        power, period = matrix @ power % n, period + 1
+    again = CatMap(period)(batch)
+    assert torch.equal(again.inputs["pixel_values"], pixels)
+    assert torch.equal(again.labels, batch.labels)
 
 
 def test_the_changes_restated():
@@ -129,7 +143,7 @@ def test_non_finite_updates_are_set_aside_and_named(tmp_path):
 
 @pytest.mark.parametrize("kind", ["sign-flip", "gaussian", "uniform", "alie", "min-max", "min-sum",
                                   "mimic", "scaling", "adaptive", "label-flip",
-                                  "backdoor"])  # fmt: skip
+                                  "cat-map", "backdoor"])  # fmt: skip
 def test_every_attack_runs_against_a_rule_with_mixing_and_says_what_it_did(tmp_path, kind):
     changes = small(**TWELVE, attack__kind=kind, attack__fraction=0.25, strategy__rule="multi-krum",
                     strategy__pre=["nnm"], strategy__f=3)  # fmt: skip
@@ -173,6 +187,7 @@ def test_a_rule_with_memory_goes_on_where_it_was(tmp_path):
         ({"strategy__rule": "median", "clients__weights": "reported"}, "each client one vote"),
         ({"attack__kind": "ipm", "attack__factor": 2.0}, "attack.factor: unknown key for 'ipm'"),
         ({"attack__kind": "backdoor", "attack__target": 10}, "there are 10 classes"),
+        ({"attack__kind": "cat-map", "attack__iterations": 0}, "attack.iterations = 0"),
         ({"attack__fraction": 1.5}, "attack.fraction = 1.5"),
         ({"strategy__f": -1}, "strategy.f = -1"),
     ],

@@ -222,7 +222,10 @@ def test_the_attack_grid_changes_malicious_rankings_only():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"attack__kind": "sign-flip"}, "allowed: label-flip, backdoor, reverse-ranks, vem"),
+        (
+            {"attack__kind": "sign-flip"},
+            "allowed: label-flip, cat-map, backdoor, reverse-ranks, vem",
+        ),
         ({"strategy__name": "fedavg", "attack__kind": "vem"}, "acts on rankings"),
         ({"strategy__name": "fedavg", "strategy__rule": "vote"}, "counts rankings"),
         ({"strategy__rule": "fltrust", "task__server_examples": 50}, "sends votes"),
