@@ -15,6 +15,7 @@ TASKS = {
     "image-classification": "images are classified",
     "text-classification": "texts are classified",
     "causal-lm": "a language model is trained",
+    "least-squares": "a linear system is solved",
 }
 
 
