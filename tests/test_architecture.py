@@ -10,11 +10,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = [
-    "errors", "files", "randomness", "version", "scenario", "adapters", "tasks", "cohort",
+    "errors", "files", "randomness", "version", "scenario", "adapters", "tasks", "privacy",
+    "cohort",
     "rules", "participation", "grids", "adversaries", "apps", "server", "strategies",
     "reporting", "runs", "comparison", "cli",
 ]  # fmt: skip
-MATHEMATICS = {"adapters", "cohort", "rules", "randomness", "participation"}
+MATHEMATICS = {"adapters", "privacy", "cohort", "rules", "randomness", "participation"}
 PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy"}
 
 

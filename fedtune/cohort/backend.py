@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedtune.adapters.layout import Layout, Tensors
 from fedtune.adapters.wrap import Adapted, master_dtype
+from fedtune.cohort.per_example import Way
 from fedtune.cohort.plan import ClientResult, ClientWork
 from fedtune.scenario.schema import LocalSection
 from fedtune.tasks.base import Data, Inputs, Objective
@@ -29,6 +30,7 @@ class Setting:
         rounds: rounds of the run, for schedules over rounds.
         device: where it runs.
         dtype: compute precision of the base.
+        per_example: how gradients of single examples are got, where training is private.
     """
 
     adapted: Adapted
@@ -38,6 +40,7 @@ class Setting:
     rounds: int
     device: torch.device
     dtype: torch.dtype
+    per_example: Way = "auto"
 
     @property
     def layout(self) -> Layout:

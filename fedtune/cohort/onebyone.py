@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from fedtune.adapters.layout import Layout, Tensors, load_tensors
 from fedtune.cohort.backend import Setting
 from fedtune.cohort.base_shift import BaseShift
+from fedtune.cohort.per_example import Made
 from fedtune.cohort.plan import ClientResult, ClientWork, out_of_patience, step_rates
+from fedtune.cohort.private import PrivateSteps, mean_losses
 from fedtune.cohort.pull import Pulls, pulls_of
 from fedtune.cohort.stacked import Binding, CohortDropout, batch_keys, holds_trained
 from fedtune.scenario.schema import LocalSection
@@ -81,10 +83,15 @@ class SequentialBackend:
         pulls = pulls_of([work.pull], layout, flat.unsqueeze(0))
         losses: list[float] = []
         epochs: list[float] = []
+        noise = PrivateSteps([work.noise]) if work.noise else None
         for step, rate in enumerate(rates):
             optimizer.param_groups[0]["lr"] = rate
             self.model.zero_grad()
-            losses.append(self._backward(work, step))
+            if noise is None:
+                losses.append(self._backward(work, step))
+            else:
+                self._protected(work, step, parameters, noise)
+                losses.append(0.0)
             if pulls is not None:
                 _pull(pulls, layout, parameters)
             if setting.local.clip is not None:
@@ -116,6 +123,28 @@ class SequentialBackend:
             part.backward()
             loss += float(part.detach())
         return loss
+
+    def _protected(
+        self, work: ClientWork, step: int, parameters: list[nn.Parameter], noise: PrivateSteps
+    ) -> None:
+        """The step's noisy gradient, from the gradients of its examples one by one."""
+        total = torch.zeros(sum(p.numel() for p in parameters)).to(parameters[0])
+        drops = work.dropout_key is not None
+        key = torch.tensor([work.dropout_key], device=self.setting.device) if drops else None
+        for micro, rows in enumerate(work.steps[step]):
+            batch = self.setting.data.gather(self._index(rows))
+            self.binding.dropout_keys = None if key is None else batch_keys(key, step, micro)
+            logits = self._forward(batch.inputs)
+            for loss in mean_losses(self.setting.objective, logits, batch.labels):
+                parts = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+                flat = torch.cat(
+                    [_grad_or_zero(g, p) for g, p in zip(parts, parameters, strict=True)]
+                )
+                valid = torch.ones(1, 1, dtype=torch.bool, device=flat.device)
+                total += noise.clipped({"": Made(flat.unsqueeze(0))}, valid)[0]
+        made = noise.noised(total.unsqueeze(0))[0].split([p.numel() for p in parameters])
+        for part, parameter in zip(made, parameters, strict=True):
+            parameter.grad = part.view_as(parameter)
 
     def _forward(self, inputs: Inputs) -> Tensor:
         with self._precision():
@@ -166,6 +195,10 @@ def _pull(pulls: Pulls, layout: Layout, parameters: list[nn.Parameter]) -> None:
     pulls.add(grad, theta)
     for part, parameter in zip(layout.split(grad[0]).values(), parameters, strict=True):
         parameter.grad = _grad(parameter) + part
+
+
+def _grad_or_zero(grad: Tensor | None, parameter: Tensor) -> Tensor:
+    return (torch.zeros_like(parameter) if grad is None else grad).reshape(-1)
 
 
 def _grad(parameter: nn.Parameter) -> Tensor:

@@ -14,9 +14,12 @@ import numpy as np
 
 from fedtune.adapters.layout import Tensors
 from fedtune.cohort.pull import Pull
+from fedtune.privacy.example import ExampleNoise
 from fedtune.randomness import generator, key_of
 from fedtune.scenario.schema import EarlyStopping, LocalSection
 from fedtune.tasks.base import Rows
+
+PHYSICAL = 2  # a Poisson sample is worked on in parts of so many times the batch size at most
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class ClientWork:
         positions: padded positions (rows times the widest) of its largest batch.
         pull: what the method adds to its objective.
         only: names of the tensors that are trained this time; None: all that can be.
+        noise: what its steps are protected by, if they are; a step may then have no batch at all.
     """
 
     client: int
@@ -45,11 +49,12 @@ class ClientWork:
     positions: int = 1
     pull: Pull | None = None
     only: frozenset[str] | None = None
+    noise: ExampleNoise | None = None
 
     @property
     def batch_rows(self) -> int:
         """Rows of its largest batch."""
-        return max(len(batch) for step in self.steps for batch in step)
+        return max((len(batch) for step in self.steps for batch in step), default=0)
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class ClientResult:
     Attributes:
         client: logical id.
         tensors: all tensors it trained.
-        loss: mean training loss over its steps.
+        loss: mean training loss over its steps; 0 where it is private.
         steps: optimiser steps done.
         examples: how many examples it holds.
         rates: sum of the learning rates of its steps.
@@ -84,6 +89,7 @@ def plan_work(
     pull: Pull | None = None,
     again: int = 0,
     only: frozenset[str] | None = None,
+    noise: ExampleNoise | None = None,
 ) -> ClientWork:
     """Draw a client's batches for a round.
 
@@ -93,10 +99,18 @@ def plan_work(
         pull: what the method adds to its objective.
         again: the how many-th training of the round it is, from 0; each has batches of its own.
         only: names of the tensors that are trained.
+        noise: what its steps are protected by; batches are then Poisson samples.
     """
     if widths is None:
         widths = np.ones(len(rows), dtype=np.int64)
     place = (server_round, client, again) if again else (server_round, client)
+    key = key_of("dropout", seed, *place)
+    if noise is not None:
+        drawn = noise.batches(len(rows), planned_steps(len(rows), local))
+        parts = tuple(_parts(chosen, PHYSICAL * local.batch_size) for chosen in drawn)
+        most = max((_filled(widths, part) for step in parts for part in step), default=1)
+        taken = tuple(tuple(rows[part] for part in step) for step in parts)
+        return ClientWork(client, state, taken, (), key, len(rows), most, pull, only, noise)
     deal = _Deal(rows, widths, local, seed, place)
     if local.epochs is not None:
         epochs = [deal.epoch() for _ in range(local.epochs)]
@@ -105,7 +119,6 @@ def plan_work(
         ends = [per_epoch * (e + 1) for e in range(local.epochs)]
     else:
         steps, ends = _fixed_steps(deal, local)
-    key = key_of("dropout", seed, *place)
     return ClientWork(
         client, state, tuple(steps), tuple(ends), key, len(rows), deal.positions, pull, only
     )
@@ -113,8 +126,7 @@ def plan_work(
 
 def full_work(client: int, rows: Rows, state: Tensors, batch_size: int) -> ClientWork:
     """One step without dropout over all of a client's rows, in batches that are added up."""
-    batches = tuple(rows[i : i + batch_size] for i in range(0, len(rows), batch_size))
-    return ClientWork(client, state, (batches,), (1,), None, len(rows))
+    return ClientWork(client, state, (_parts(rows, batch_size),), (1,), None, len(rows))
 
 
 def planned_steps(examples: int, local: LocalSection) -> int:
@@ -124,6 +136,20 @@ def planned_steps(examples: int, local: LocalSection) -> int:
     assert local.epochs is not None
     batches = -(-examples // local.batch_size)
     return local.epochs * -(-batches // local.accumulation)
+
+
+def sample_rate(examples: int, local: LocalSection) -> float:
+    """q of a private client: one over the steps of a pass over its data."""
+    return 1.0 / -(-examples // (local.batch_size * local.accumulation))
+
+
+def _parts(rows: Rows, size: int) -> tuple[Rows, ...]:
+    return tuple(rows[i : i + size] for i in range(0, len(rows), size))
+
+
+def _filled(widths: Rows, batch: Rows) -> int:
+    """Padded positions of a batch."""
+    return len(batch) * int(widths[batch].max())
 
 
 class _Deal:
@@ -151,9 +177,7 @@ class _Deal:
         batches = [order[i : i + size] for i in range(0, len(order), size)]
         if self.local.group_by_length:
             batches = [batches[i] for i in self._visits(len(batches))]
-        self.positions = max(
-            self.positions, *(len(batch) * int(self.widths[batch].max()) for batch in batches)
-        )
+        self.positions = max(self.positions, *(_filled(self.widths, batch) for batch in batches))
         return [self.rows[batch] for batch in batches]
 
     def _visits(self, batches: int) -> list[int]:

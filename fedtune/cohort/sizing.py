@@ -50,11 +50,15 @@ def client_bytes(backend: CohortBackend, work: ClientWork) -> int:
 
     widths = backend.setting.data.widths
     batches = [batch for step in work.steps for batch in step]
+    matrices = MATRICES * backend.setting.layout.width * backend.setting.master.itemsize
+    if not batches:
+        return matrices
     largest = max(batches, key=lambda batch: len(batch) * int(widths(batch).max()))
-    one_batch = replace(work, steps=((largest,),), epoch_ends=(1,))
+    one_batch = replace(work, steps=((largest,),), epoch_ends=(1,), noise=None)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         backend.gradient([one_batch], 0)
-    matrices = MATRICES * backend.setting.layout.width * backend.setting.master.itemsize
+    if work.noise is not None:  # gradients of single examples
+        matrices += len(largest) * matrices // MATRICES
     return sum(seen.values()) + matrices
 
 

@@ -7,7 +7,7 @@ meets its client's rows by a batched matrix product; the frozen base sees one or
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -33,11 +33,17 @@ class Binding:
         tensors: trained tensors (K, *shape) and frozen ones (*shape), by spec name.
         clients: K.
         dropout_keys: int64, (K,), keys of the current batch; None switches dropout off.
+        tap: keeps what passes through a layer, given (layer, input, output); gives the output.
     """
 
     tensors: Tensors = field(default_factory=dict)
     clients: int = 1
     dropout_keys: Tensor | None = None
+    tap: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None
+
+    def passed(self, layer: nn.Module, inputs: Tensor, out: Tensor) -> Tensor:
+        """A layer's output on its way out."""
+        return out if self.tap is None else self.tap(layer, inputs, out)
 
 
 def batch_keys(keys: Tensor, step: int, micro: int) -> Tensor:
@@ -87,7 +93,8 @@ class StackedLoRA(nn.Module):
         out: Tensor = self.base_layer(rows)
         a = self.binding.tensors[self.name + A]
         b = self.binding.tensors[self.name + B]
-        inner = _project(self.dropout(x).reshape(rows.shape), a)
+        dropped = self.dropout(x)
+        inner = _project(dropped.reshape(rows.shape), a)
         if (between := self.binding.tensors.get(self.name + R)) is not None:
             inner = _project(inner, between)
         if b.dim() == 2:
@@ -96,7 +103,7 @@ class StackedLoRA(nn.Module):
             out = torch.baddbmm(out, inner, b.mT, alpha=self.scaling)
         else:
             out = out.baddbmm_(inner, b.mT, alpha=self.scaling)
-        return out.view(*x.shape[:-1], out.shape[-1])
+        return self.binding.passed(self, dropped, out.view(*x.shape[:-1], out.shape[-1]))
 
 
 class StackedLinear(nn.Module):
@@ -118,7 +125,7 @@ class StackedLinear(nn.Module):
             out = torch.baddbmm(bias, rows, weight)
         else:
             out = torch.bmm(rows, weight)
-        return out.view(*x.shape[:-1], out.shape[-1])
+        return self.binding.passed(self, x, out.view(*x.shape[:-1], out.shape[-1]))
 
 
 class StackedLayerNorm(nn.Module):
@@ -137,7 +144,7 @@ class StackedLayerNorm(nn.Module):
         rows = normal.reshape(weight.shape[0], -1, x.shape[-1]) * weight.unsqueeze(1)
         if self.biased:
             rows = rows + self.binding.tensors[f"{self.name}.bias"].unsqueeze(1)
-        return rows.view(x.shape)
+        return self.binding.passed(self, x, rows.view(x.shape))
 
 
 _STACKED_FORMS: dict[type[nn.Module], type[nn.Module]] = {

@@ -17,7 +17,9 @@ from fedtune.adapters.layout import Layout, Tensors
 from fedtune.cohort.backend import Setting
 from fedtune.cohort.base_shift import BaseShift
 from fedtune.cohort.optimizer import StackedOptimizer
+from fedtune.cohort.per_example import Recorder
 from fedtune.cohort.plan import ClientResult, ClientWork, out_of_patience, step_rates
+from fedtune.cohort.private import PrivateSteps, mean_losses
 from fedtune.cohort.pull import pulls_of
 from fedtune.cohort.stacked import (
     Binding,
@@ -141,7 +143,9 @@ class _Cohort:
             id(work.state): self.layout.flatten(work.state).to(device, master)
             for work in {id(w.state): w for w in works}.values()
         }
-        self.theta = torch.stack([flat[id(work.state)] for work in works]).requires_grad_()
+        self.private = PrivateSteps([w.noise for w in works]) if works[0].noise else None
+        self.theta = torch.stack([flat[id(work.state)] for work in works])
+        self.theta.requires_grad_(self.private is None)
         self.final = torch.empty_like(self.theta, requires_grad=False)
         self.optimizer = StackedOptimizer(self.setting.local, self.theta)
         self.pulls = pulls_of([work.pull for work in works], self.layout, self.theta)
@@ -168,7 +172,10 @@ class _Cohort:
             return
         self._store()
         rows = torch.tensor(going, dtype=torch.int64, device=self.setting.device)
-        self.theta = self.theta.detach().index_select(0, rows).requires_grad_()
+        self.theta = self.theta.detach().index_select(0, rows)
+        self.theta.requires_grad_(self.private is None)
+        if self.private is not None:
+            self.private.keep(going)
         self.optimizer.keep(rows)
         if self.pulls is not None:
             self.pulls.keep(rows)
@@ -178,7 +185,8 @@ class _Cohort:
 
     def step(self, step: int) -> None:
         """One optimiser step of every active client."""
-        self.losses.append((list(self.active), self.backward(step)))
+        loss = self.backward(step) if self.private is None else self.protected(step)
+        self.losses.append((list(self.active), loss))
         assert self.theta.grad is not None
         if self.pulls is not None:
             self.pulls.add(self.theta.grad, self.theta)
@@ -205,6 +213,27 @@ class _Cohort:
             mean.sum().backward()  # type: ignore[no-untyped-call]
             loss += mean.detach()
         return loss
+
+    def protected(self, step: int) -> Tensor:
+        """Put the step's noisy gradient into `theta.grad`; of the loss nothing is told."""
+        assert self.private is not None
+        total = torch.zeros_like(self.theta)
+        for micro, (batch, valid) in enumerate(self._batches(step)):
+            keys = None if self.keys is None else batch_keys(self.keys, step, micro)
+            recorder = self.backend.binding.tap = Recorder()
+            try:
+                logits = self.backend.forward(
+                    self.layout, self.theta, self.constants, batch.inputs, keys
+                )
+            finally:
+                self.backend.binding.tap = None
+            losses = mean_losses(self.setting.objective, logits, batch.labels)
+            torch.where(valid.ravel(), losses, 0.0).sum().backward()  # type: ignore[no-untyped-call]
+            names = [spec.name for spec in self.layout.trained]
+            samples = recorder.samples(names, self.setting.per_example, self.theta.dtype)
+            total += self.private.clipped(samples, valid)
+        self.theta.grad = self.private.noised(total)
+        return torch.zeros_like(total[:, 0])
 
     def results(self) -> list[ClientResult]:
         """What every client has at the end."""
@@ -234,7 +263,7 @@ class _Cohort:
     def _batches(self, step: int) -> list[tuple[Batch, Tensor]]:
         steps = [self.works[k].steps[step] for k in self.active]
         folded = []
-        for micro in range(max(len(batches) for batches in steps)):
+        for micro in range(max(len(batches) for batches in steps)):  # no batch: noise alone
             rows, valid = fold([b[micro] if micro < len(b) else _NONE for b in steps])
             batch = self.setting.data.gather(torch.from_numpy(rows.ravel()).to(self.setting.device))
             folded.append((batch, torch.from_numpy(valid).to(self.setting.device)))

@@ -1,0 +1,1 @@
+"""Differential privacy: accounting, clipping, noise, and what each client has spent."""
