@@ -34,6 +34,13 @@ class ClientFailure(RunError):
         super().__init__(f"client {client} failed in {stage}: {self.reason}")
 
 
+class Declined(ClientFailure):
+    """A client that takes no part because its privacy budget is spent; the run goes on."""
+
+    def __init__(self, client: int, reason: str) -> None:
+        super().__init__(client, "privacy", reason)
+
+
 def first_line(error: BaseException) -> str:
     """What an exception says, cut to its first line."""
     return str(error).strip().split("\n", 1)[0]

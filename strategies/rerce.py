@@ -63,6 +63,7 @@ class RERCE(ADMM):
 
     name: ClassVar[str] = "rerce"
     client_round: ClassVar[RoundFunction] = staticmethod(rerce_round)
+    takes_gradients: ClassVar[bool] = True
     tells: ClassVar[tuple[str, ...]] = ("rho", "continual", "first")
     remembers: ClassVar[tuple[str, ...]] = ("previous", "memory")
 

@@ -12,7 +12,7 @@ from fedtune.adapters.layout import TensorSpec
 from fedtune.apps.rounds import ClientRound, ClientView, Done, Gradient, RoundFunction, Train
 from fedtune.cohort.plan import ClientResult
 from fedtune.cohort.pull import Pull
-from fedtune.scenario.schema import LocalSection
+from fedtune.scenario.schema import LocalSection, Scenario
 from strategies.fedavg import FedAvg
 
 CONTROL = "control/"
@@ -65,6 +65,12 @@ class SCAFFOLD(FedAvg):
         self.gradient = gradient
         self.control: dict[str, Tensor] = {}
 
+    @classmethod
+    def asks_gradients(cls, scenario: Scenario) -> bool:
+        """Under option I."""
+        own = scenario.strategy.parameters()
+        return own.get("gradient") is True or not plain_sgd(scenario.local)
+
     def broadcast(self, model: dict[str, Tensor]) -> dict[str, Tensor]:
         """x and c."""
         self.control = {
@@ -84,10 +90,9 @@ class SCAFFOLD(FedAvg):
 
     def combine(self, replies: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Move c; the model has no part in it."""
-        share = 1.0 / len(self._directory.clients)
         for name, control in self.control.items():
             came = torch.stack([reply[CONTROL + name].to(control) for reply in replies])
-            self.control[name] = control + share * (came - control).sum(0)
+            self.control[name] = control + (came - control).sum(0) / len(self._directory.clients)
         return {}
 
     def uploads(self, specs: Sequence[TensorSpec], itemsize: int, server_round: int) -> int:

@@ -10,10 +10,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Error,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 from torch import Tensor
 
 from fedtune.adapters.layout import Tensors
+from fedtune.apps.budget import Budget
 from fedtune.apps.held import base_of, with_held
 from fedtune.apps.opening import OPENING, opening_answer
 from fedtune.apps.rounds import (
@@ -29,8 +38,10 @@ from fedtune.apps.rounds import (
 from fedtune.apps.store import ClientStore
 from fedtune.cohort.engine import Engine
 from fedtune.cohort.plan import ClientResult, ClientWork, full_work, plan_work
-from fedtune.errors import ClientFailure
+from fedtune.errors import ClientFailure, Declined, RunError
 from fedtune.grids.arrays import records, to_record, to_tensor, to_tensors
+from fedtune.grids.replies import DECLINED
+from fedtune.privacy.ledger import Entry
 from fedtune.tasks.base import Rows
 from fedtune.tasks.clients import ClientRows, hold_out
 
@@ -49,6 +60,7 @@ class CohortClients:
         seed: of the run.
         holdout: share of its rows that a client is evaluated on and does not train on.
         method: what a client does in a round.
+        budget: of private clients.
     """
 
     engine: Engine
@@ -57,6 +69,7 @@ class CohortClients:
     seed: int
     holdout: float = 0.0
     method: RoundFunction = plain_round
+    budget: Budget | None = None
 
     def handle(self, messages: Sequence[tuple[int, Message]]) -> list[Answer]:
         """Answer messages to logical clients, in their order."""
@@ -76,8 +89,10 @@ class CohortClients:
             except Exception as error:
                 kind = message.metadata.message_type.partition(".")[0]
                 stage = "data" if kind == MessageType.TRAIN else "evaluate"
-                answers[index] = ClientFailure(client, stage, error)
+                answers[index] = self._told(ClientFailure(client, stage, error))
         self._go_through(rounds)
+        if self.budget is not None:  # on disk before anything leaves
+            self.budget.ledger.charge([e for one in rounds if one.done for e in one.entries])
         answers.update({one.index: self._answer(one) for one in rounds})
         return [answers[index] for index in range(len(messages))]
 
@@ -104,8 +119,12 @@ class CohortClients:
     def _work(self, client: int, server_round: int, job: Train | Gradient) -> ClientWork:
         local, rows = self.engine.setting.local, self.training_rows(client)
         if isinstance(job, Gradient):
+            if self.budget is not None:
+                raise PermissionError("a private client gives no gradient without noise")
             return full_work(client, rows, job.state, local.batch_size)
         widths = self.engine.setting.data.widths(rows)
+        place = (server_round, client, job.again)
+        noise = self.budget.noise(client, len(rows), place) if self.budget else None
         return plan_work(
             client,
             server_round,
@@ -117,6 +136,7 @@ class CohortClients:
             job.pull,
             job.again,
             job.only,
+            noise,
         )
 
     def _go_through(self, rounds: list[_Round]) -> None:
@@ -134,25 +154,43 @@ class CohortClients:
 
     def _planned(self, one: _Round) -> ClientWork | ClientFailure:
         assert one.job is not None
+        client, server_round = one.view.client, one.view.server_round
         try:
-            return self._work(one.view.client, one.view.server_round, one.job)
+            work = self._work(client, server_round, one.job)
+        except Declined as declined:
+            return declined
         except Exception as error:
-            return ClientFailure(one.view.client, "data", error)
+            return ClientFailure(client, "data", error)
+        if self.budget is not None and work.noise is not None:
+            steps = len(work.steps)
+            one.entries.append(self.budget.entry(client, server_round, work.noise, steps))
+        return work
+
+    def _told(self, failure: ClientFailure) -> ClientFailure:
+        """What is told of a failure; of a private client only its kind, as texts may quote data."""
+        if self.budget is None:
+            return failure
+        kind = type(failure.__cause__ or failure).__name__
+        return ClientFailure(failure.client, failure.stage, f"{kind}, on private data")
 
     def _do(
         self, planned: list[ClientWork | ClientFailure], kind: type, server_round: int
     ) -> list[Any]:
         works = [work for work in planned if isinstance(work, ClientWork)]
-        done: dict[int, Any] = dict(
-            self.engine.train(works, server_round)
-            if kind is Train
-            else self.engine.gradients(works, server_round)
-        )
+        work_on = self.engine.train if kind is Train else self.engine.gradients
+        try:
+            done: dict[int, Any] = dict(work_on(works, server_round))
+        except Exception as error:
+            if self.budget is None or isinstance(error, RunError):
+                raise
+            raise self._told(ClientFailure(works[0].client, "train", error)) from None
         return [done[one.client] if isinstance(one, ClientWork) else one for one in planned]
 
     def _answer(self, one: _Round) -> Answer:
+        if isinstance(one.failure, Declined):
+            return Message(Error(DECLINED, one.failure.reason), reply_to=one.message)
         if one.failure is not None:
-            return one.failure
+            return self._told(one.failure)
         assert one.done is not None
         return self.reply(one.message, one.view, one.done)
 
@@ -167,6 +205,9 @@ class CohortClients:
             self.store.put(view.client, kept)
         result = done.result
         metrics = MetricRecord({"num-examples": result.examples, "loss": result.loss})
+        if self.budget is not None:
+            counts = self.budget.section.public_counts
+            metrics = MetricRecord({"num-examples": result.examples if counts else 1})
         content = RecordDict({ARRAYS: to_record(sent), METRICS: metrics})
         return Message(content, reply_to=message)
 
@@ -199,6 +240,7 @@ class _Round:
 
     Attributes:
         job: what waits to be done, None at the end.
+        entries: what it costs a private client.
         done: what came of it, and
         failure: what went wrong.
     """
@@ -208,6 +250,7 @@ class _Round:
     view: ClientView
     going: ClientRound
     job: Train | Gradient | None = field(default=None)
+    entries: list[Entry] = field(default_factory=list)
     done: Done | None = None
     failure: ClientFailure | None = None
 

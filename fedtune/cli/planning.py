@@ -48,8 +48,25 @@ def describe(found: Plan) -> list[tuple[str, str]]:
             f"evaluation, {_duration(found.seconds_total)} in all after "
             f"{_duration(found.seconds_prepare)} of loading ({found.backend} engine)",
         ),
+        *([("privacy", _privacy(found.privacy))] if found.privacy else []),
         *[("note", note) for note in found.notes],
     ]
+
+
+def _privacy(found: dict[str, list[float]]) -> str:
+    z, q, times, spent = (
+        _range(found[key])
+        for key in ("noise_multiplier", "sample_rate", "participations", "epsilon")
+    )
+    return (
+        f"each client spends ε {spent} at δ {found['delta'][0]:g} by {times} participations, then "
+        f"takes no part; noise multiplier {z}, sampling rate {q}"
+    )
+
+
+def _range(ends: list[float]) -> str:
+    low, high = (f"{end:.3g}" for end in ends)
+    return low if low == high else f"{low} to {high}"
 
 
 def _size(number: float) -> str:

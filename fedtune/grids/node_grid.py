@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from fedtune.errors import ClientFailure, RunError
 from fedtune.grids.compat import Run
 from fedtune.grids.directory import Directory
-from fedtune.grids.replies import reason_of
+from fedtune.grids.replies import DECLINED, reason_of
 
 CONFIG = "config"
 CLIENT, COUNT = "client-id", "num-partitions"
@@ -89,7 +89,8 @@ class NodeGrid(Grid):
     def _checked(self, replies: Iterable[Message]) -> list[Message]:
         passed = list(replies)
         for reply in passed:
-            if reply.has_error() and self.on_error == "raise":
+            stops = reply.has_error() and reply.error.code != DECLINED
+            if stops and self.on_error == "raise":
                 client = self.directory.client(reply.metadata.src_node_id)
                 raise ClientFailure(client, "its process", reason_of(reply))
         return passed

@@ -15,6 +15,7 @@ from fedtune.grids.arrays import records, to_tensor, to_tensors
 from fedtune.grids.directory import Directory
 
 MOST_EXAMPLES = 1e12
+DECLINED = 1001  # code of a client that takes no part of its own will
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 

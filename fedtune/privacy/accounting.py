@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -24,7 +24,13 @@ Accountant = Literal["rdp", "prv"]
 Sampling = Literal["poisson", "fixed"]
 MOST_NOISE = 2.0**20
 PRECISION = 1e-3
-FIXED_ORDERS = np.arange(2, 257)
+LEAST_NOISE, STRIDE, COARSE = 1e-3, 0.8, 6
+Orders = tuple[float, ...]
+POISSON_ORDERS: Orders = (*(1 + x / 10.0 for x in range(1, 100)), *map(float, range(12, 64)))
+ORDERS: dict[Sampling, Orders] = {
+    "poisson": POISSON_ORDERS,  # as Opacus has them
+    "fixed": tuple(float(order) for order in range(2, 257)),
+}
 
 
 @dataclass(frozen=True)
@@ -61,14 +67,9 @@ def epsilon(history: History, delta: float, accountant: Accountant = "rdp") -> f
         return 0.0
     if accountant == "prv":
         return _prv(steps, delta)
-    found = []
-    for sampling in ("poisson", "fixed"):  # each kind has orders of its own
-        own = tuple(spent for spent in steps if spent.sampling == sampling)
-        if own:
-            found.append(_rdp(own, delta, sampling))
-    if len(found) == 2:
+    if len({spent.sampling for spent in steps}) > 1:
         raise ValueError("one history cannot hold steps of both kinds of sampling")
-    return found[0]
+    return _rdp(steps, delta, ORDERS[steps[0].sampling])[0]
 
 
 @lru_cache(maxsize=4096)
@@ -91,20 +92,30 @@ def noise_multiplier(
         ScenarioError: if no noise is enough.
     """
 
-    def found(z: float) -> float:
-        return epsilon([*before, Spent(z, sample_rate, steps, sampling)], delta, accountant)
+    def history(z: float) -> tuple[Spent, ...]:
+        return _merged([*before, Spent(z, sample_rate, steps, sampling)])
 
-    high = 1.0
-    while found(high) > target:
+    if accountant == "prv" or sampling == "fixed":
+        return _least(lambda z: epsilon(history(z), delta, accountant) <= target, 1.0, target)
+    some = POISSON_ORDERS[::COARSE]  # each order by itself bounds ε, so fewer are on the safe side
+    z = _least(lambda z: _rdp(history(z), delta, some)[0] <= target, 1.0, target)
+    best = POISSON_ORDERS.index(_rdp(history(z), delta, some)[1])
+    near = POISSON_ORDERS[max(0, best - COARSE) : best + COARSE + 1]
+    return _least(lambda z: _rdp(history(z), delta, near)[0] <= target, z, target)
+
+
+def _least(enough: Callable[[float], bool], high: float, target: float) -> float:
+    """The least noise that is enough, to a thousandth, looked for from `high` on."""
+    while not enough(high):
         high *= 2.0
         if high > MOST_NOISE:
-            raise ScenarioError(
-                f"privacy.epsilon = {target}: cannot be reached with privacy.delta = {delta}"
-            )
-    low = 0.0 if high == 1.0 else high / 2.0
+            raise ScenarioError(f"privacy.epsilon = {target}: no noise reaches it")
+    low = high
+    while low > LEAST_NOISE and enough(low):
+        low, high = low * STRIDE, low
     while high - low > PRECISION * high:
         middle = (low + high) / 2.0
-        low, high = (low, middle) if found(middle) <= target else (middle, high)
+        low, high = (low, middle) if enough(middle) else (middle, high)
     return high
 
 
@@ -121,37 +132,38 @@ def _merged(history: History) -> tuple[Spent, ...]:
     )
 
 
-def _rdp(steps: tuple[Spent, ...], delta: float, sampling: Sampling) -> float:
+def _rdp(steps: tuple[Spent, ...], delta: float, orders: Orders) -> tuple[float, float]:
+    """ε by Rényi divergences of these orders, and the order that gives it."""
     from opacus.accountants.analysis.rdp import get_privacy_spent
 
-    curve = _fixed_curve if sampling == "fixed" else _poisson_curve
-    orders, _ = curve(1.0, 1.0)
-    total = sum(
-        spent.steps * curve(spent.sample_rate, spent.noise_multiplier)[1] for spent in steps
-    )
+    total = sum(spent.steps * _divergences(spent, orders) for spent in steps)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the best order being the last
-        found, _ = get_privacy_spent(orders=orders, rdp=total, delta=delta)
-    return max(0.0, float(found))
+        found, order = get_privacy_spent(orders=list(orders), rdp=total, delta=delta)
+    return max(0.0, float(found)), float(order)
+
+
+def _divergences(spent: Spent, orders: Orders) -> NDArray[np.float64]:
+    if spent.sampling == "fixed":
+        return _fixed_curve(spent.sample_rate, spent.noise_multiplier)
+    return _poisson_curve(spent.sample_rate, spent.noise_multiplier, orders)
 
 
 @lru_cache(maxsize=4096)
-def _poisson_curve(rate: float, z: float) -> tuple[list[float], NDArray[np.float64]]:
-    """Orders, and the Rényi divergence of one step at each."""
-    from opacus.accountants import RDPAccountant
+def _poisson_curve(rate: float, z: float, orders: Orders) -> NDArray[np.float64]:
+    """The Rényi divergence of one step at each order."""
     from opacus.accountants.analysis.rdp import compute_rdp
 
-    orders = list(RDPAccountant.DEFAULT_ALPHAS)
-    return orders, np.asarray(compute_rdp(q=rate, noise_multiplier=z, steps=1, orders=orders))
+    return np.asarray(compute_rdp(q=rate, noise_multiplier=z, steps=1, orders=list(orders)))
 
 
 @lru_cache(maxsize=4096)
-def _fixed_curve(rate: float, z: float) -> tuple[list[float], NDArray[np.float64]]:
+def _fixed_curve(rate: float, z: float) -> NDArray[np.float64]:
     """The same for so many drawn without replacement, one replaced: the sensitivity is 2·C."""
-    orders = FIXED_ORDERS.astype(np.float64)
-    whole = 2.0 * orders / z**2
-    found = [min(_drawn(rate, int(order), whole), whole[i]) for i, order in enumerate(orders)]
-    return orders.tolist(), np.asarray(found)
+    whole = 2.0 * np.asarray(ORDERS["fixed"]) / z**2
+    return np.asarray(
+        [min(_drawn(rate, int(o), whole), whole[i]) for i, o in enumerate(ORDERS["fixed"])]
+    )
 
 
 def _drawn(rate: float, order: int, whole: NDArray[np.float64]) -> float:

@@ -88,6 +88,7 @@ def run(
         on_resolve=lambda r: holder["d"].write_engine(r.to_dict()),
         outer=grid,
         library=library,
+        folder=path,
     )
     directory = holder["d"] = RunDirectory.create(path, settled)
     with directory.locked():
@@ -148,6 +149,7 @@ def _resume(
         lambda resolved: directory.write_engine(resolved.to_dict()),
         grid,
         library,
+        directory.path,
     )
     done = found.round if found else 0
     if grid is not None and done and (why := what_clients_keep(scenario)):

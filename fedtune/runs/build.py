@@ -29,8 +29,9 @@ from fedtune.grids.metered import MeteredGrid
 from fedtune.grids.node_grid import NodeGrid
 from fedtune.rules.trust import FLTrust
 from fedtune.runs.opening import make_opening
+from fedtune.runs.privacy import check_deltas, make_budget, planned_rounds
 from fedtune.runs.refusals import check_factors
-from fedtune.runs.strategies import adapter_kind, delivered_roles, make_strategy
+from fedtune.runs.strategies import adapter_kind, delivered_roles, frame_source, make_strategy
 from fedtune.runs.traces import read_trace
 from fedtune.scenario.schema import Scenario
 from fedtune.server.base import AdapterStrategy
@@ -89,6 +90,7 @@ def build(
     on_resolve: Callable[[Resolved], None] = lambda resolved: None,
     outer: Grid | None = None,
     library: Library | None = None,
+    folder: Path | None = None,
 ) -> Federation:
     """Build a run.
 
@@ -98,6 +100,7 @@ def build(
         on_resolve: told of each thing that the engine settles.
         outer: Flower's grid, where clients are in other processes; by default they are in this one.
         library: lends model and data that another run of this process loaded.
+        folder: the run directory, where private clients keep their ledger.
 
     Raises:
         ScenarioError: for whatever cannot work, before anything is trained.
@@ -120,7 +123,14 @@ def build(
     )
     adversary = make_adversary(scenario, task)
     setting = Setting(
-        adapted, task.objective, adversary.train, scenario.local, scenario.run.rounds, device, dtype
+        adapted,
+        task.objective,
+        adversary.train,
+        scenario.local,
+        scenario.run.rounds,
+        device,
+        dtype,
+        scenario.privacy.per_example,
     )
     wanted = resolved.backend if resolved else engine.kind.replace("flower", "cohort")
     sample = np.arange(min(PROBE_ROWS, len(task.train)))
@@ -136,7 +146,10 @@ def build(
     holdout = own.held_share if head == "local" else own.holdout or 0.0
     store = MemoryStore()
     method = type(strategy).client_round
-    clients = CohortClients(runner, task.clients, store, scenario.run.seed, holdout, method)
+    budget = make_budget(scenario, task.clients, strategy.participation, folder)
+    clients = CohortClients(runner, task.clients, store, scenario.run.seed, holdout, method, budget)
+    if budget is not None:
+        check_deltas(budget, {c: len(clients.training_rows(c)) for c in task.clients.eligible})
     if isinstance(strategy.rule, FLTrust):
         strategy.root = ServerData(runner, task.server_rows, scenario.run.seed)
     if strategy.multiplies:
@@ -214,8 +227,9 @@ def settle_paths(scenario: Scenario) -> Scenario:
     settled.adapter.kind = adapter_kind(scenario)
     if find_kind(settled.adapter.kind).unscaled:
         settled.adapter.alpha = float(settled.adapter.rank)
-    if settled.adapter.kind == "lora-sb" and settled.adapter.init == "auto":
-        settled.adapter.init = "client-sketch"
+    if settled.adapter.kind == "lora-sb":
+        settled.adapter.init = frame_source(scenario)  # type: ignore[assignment]
+    settled.privacy.rounds = planned_rounds(scenario)
     return settled
 
 
@@ -230,6 +244,8 @@ def with_absolute_paths(scenario: Scenario) -> Scenario:
                 setattr(raw.task, key, str(path.resolve()))
     if (file := raw.clients.participation.file) is not None:
         raw.clients.participation.file = str(Path(file).expanduser().resolve())
+    if (file := raw.privacy.ledger) is not None:
+        raw.privacy.ledger = str(Path(file).expanduser().resolve())
     if (file := raw.faults.trace) is not None:
         raw.faults.trace = str(Path(file).expanduser().resolve())
     return raw

@@ -6,6 +6,8 @@ Ray actors.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -57,7 +59,8 @@ def federation_of(context: Context) -> Federation:
         if scenario.engine.device.startswith("cuda"):  # Ray shows each actor its own cards only
             scenario = load_scenario(scenario, {"engine.device": "auto"})
         _LOADED.clear()
-        _LOADED[key] = build(scenario)
+        out = str(context.run_config.get(OUT, ""))
+        _LOADED[key] = build(scenario, folder=Path(out) if out else None)
     return _LOADED[key]
 
 

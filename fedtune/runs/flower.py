@@ -50,7 +50,9 @@ def _on_flower(scenario: Scenario) -> Scenario:
 def check_out(scenario: Scenario, run_config: Mapping[str, Any]) -> None:
     """Raise `ScenarioError` if clients would not know where to keep what they keep."""
     out = str(run_config.get(OUT, ""))
-    if (why := what_clients_keep(scenario)) and not Path(out).is_absolute():
+    private = scenario.privacy.mechanism == "example" and scenario.privacy.ledger is None
+    why = "privacy.mechanism = 'example'" if private else what_clients_keep(scenario)
+    if why and not Path(out).is_absolute():
         raise ScenarioError(
             f"{why}: clients keep it in the run directory; give the run-config key 'out' an "
             f"absolute path, not {out!r}"

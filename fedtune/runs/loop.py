@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -211,11 +212,23 @@ def one_round(federation: Federation, state: ServerState, server_round: int) -> 
         "seconds_train": trained,
         "seconds_clients": received - sent,
         "seconds_server": trained - (received - sent),
-        "client_steps": sum(
-            planned_steps(int(count), federation.scenario.local)
-            for count in report.examples.values()
-        ),
+        "client_steps": _steps_of(federation, report.examples),
+        **_privacy_line(federation),
     }
+
+
+def _steps_of(federation: Federation, examples: Mapping[int, float]) -> int:
+    """Optimiser steps of a round's clients, of whom private ones do not say what they hold."""
+    local, clients = federation.scenario.local, federation.clients
+    if clients.budget is not None:
+        return sum(planned_steps(len(clients.training_rows(c)), local) for c in examples)
+    return sum(planned_steps(int(count), local) for count in examples.values())
+
+
+def _privacy_line(federation: Federation) -> Line:
+    """ε of each client so far, where clients are private."""
+    budget = federation.clients.budget
+    return {} if budget is None else {"epsilon": {str(c): e for c, e in budget.spent().items()}}
 
 
 def evaluate(

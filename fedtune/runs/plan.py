@@ -45,6 +45,8 @@ class Plan:
         seconds_prepare, seconds_train, seconds_evaluate: loading; training of a round; one
             evaluation.
         seconds_total: of all rounds.
+        privacy: of private clients, from the least to the most: noise multiplier, sampling rate,
+            participations that the budget is made for, ε after them; and δ.
         notes: lines that the user should see.
     """
 
@@ -73,6 +75,7 @@ class Plan:
     seconds_evaluate: float
     seconds_total: float
     notes: list[str]
+    privacy: dict[str, list[float]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values for JSON."""
@@ -140,7 +143,26 @@ def plan(scenario: str | Path | Scenario, overrides: Overrides = ()) -> Plan:
         seconds_evaluate=evaluate,
         seconds_total=mean * rounds + evaluate * looks,
         notes=notes,
+        privacy=foreseen(federation),
     )
+
+
+def foreseen(federation: Federation) -> dict[str, list[float]] | None:
+    """What privacy will cost, before anything is trained; None without it."""
+    clients, eligible = federation.clients, federation.task.clients.eligible
+    budget = clients.budget
+    if budget is None:
+        return None
+    sizes = {client: len(clients.training_rows(client)) for client in eligible}
+    terms = [budget.terms(client, size) for client, size in sizes.items()]
+    columns = {
+        "noise_multiplier": [one.noise_multiplier for one in terms],
+        "sample_rate": [one.sample_rate for one in terms],
+        "participations": [float(one.participations) for one in terms],
+        "epsilon": [budget.at_end(client, size) for client, size in sizes.items()],
+    }
+    ranges = {name: [min(values), max(values)] for name, values in columns.items()}
+    return {**ranges, "delta": [budget.section.delta]}
 
 
 def _participants(federation: Federation) -> list[list[int]]:

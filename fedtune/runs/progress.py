@@ -14,6 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from fedtune.reporting.privacy import in_a_line
 from fedtune.runs.directory import RunDirectory
 from fedtune.runs.loop import Started
 
@@ -95,6 +96,8 @@ class ConsoleObserver:
             f"{summary['bytes_up'] / 2**20:.2f} MiB up and {summary['bytes_down'] / 2**20:.2f} MiB "
             f"down, {summary['client_updates_per_second']:.1f} clients/s"
         )
+        if summary.get("privacy"):
+            out.print(in_a_line(summary["privacy"]))
         out.print(f"learning curve: {directory.path / 'curve.png'}")
         whole = directory.model.is_dir()
         out.print(

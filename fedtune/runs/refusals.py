@@ -8,6 +8,7 @@ from fedtune.adapters.layout import Layout
 from fedtune.errors import Incompatible
 from fedtune.rules import RULES, make_rule
 from fedtune.rules.base import Stateful
+from fedtune.runs.privacy import check_example_level
 from fedtune.scenario.schema import PreSection, RuleSection, Scenario, ServerOptimizerSection
 from fedtune.server.base import AdapterStrategy
 
@@ -22,6 +23,7 @@ def check_parts(cls: type[AdapterStrategy], scenario: Scenario, rule: str) -> No
         Incompatible: with the reason, and what is allowed.
     """
     cls.refuse(scenario)
+    check_example_level(cls, scenario)
     _check_rule(cls, scenario, rule)
     if "W" in cls.delivers:
         _check_base(scenario)

@@ -78,7 +78,14 @@ def delivered_roles(scenario: Scenario) -> frozenset[str]:
 
 def finds_frame(scenario: Scenario) -> bool:
     """Whether B, A and the first R of kind `lora-sb` come from data and not from the seed."""
-    return adapter_kind(scenario) == "lora-sb" and scenario.adapter.init != "random"
+    return adapter_kind(scenario) == "lora-sb" and frame_source(scenario) != "random"
+
+
+def frame_source(scenario: Scenario) -> str:
+    """`adapter.init`, `auto` resolved."""
+    given = scenario.adapter.init
+    private = scenario.privacy.mechanism != "none"
+    return given if given != "auto" else "random" if private else "client-sketch"
 
 
 def what_clients_keep(scenario: Scenario) -> str | None:
@@ -111,6 +118,8 @@ def make_strategy(scenario: Scenario) -> AdapterStrategy:
     check_parts(cls, scenario, rule)
     rule = "mean" if rule == "vote" else rule
     weights = scenario.clients.weights
+    if weights == "auto" and not counts_are_told(scenario):
+        weights = "uniform"
     f = expected_malicious(scenario) if section.f == "auto" else section.f
     brings_it = section.rule == "auto" and cls.own_rule != "mean"
     made: dict[str, Any] = {} if brings_it else {"rule": make_rule(rule, f, parameters)}
@@ -126,6 +135,11 @@ def make_strategy(scenario: Scenario) -> AdapterStrategy:
         clients_remember=not noisy_downlink(scenario),
         **section.parameters(),
     )
+
+
+def counts_are_told(scenario: Scenario) -> bool:
+    """Whether clients say how many examples they hold."""
+    return scenario.privacy.mechanism == "none" or scenario.privacy.public_counts
 
 
 def _check_parameters(cls: type[AdapterStrategy], given: dict[str, Any]) -> None:

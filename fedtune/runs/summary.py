@@ -72,12 +72,40 @@ def summarise(
         "clients": {"measured_on": clients["measured_on"], **worst_clients(clients["clients"])}
         if clients
         else None,
+        "privacy": privacy_summary(federation),
         "classes": federation.task.classes,
         "seed": federation.scenario.run.seed,
         "device": federation.engine.resolved.device,
         "engine": engine_name(federation),
         "resolved": federation.engine.resolved.to_dict(),
         "versions": {"python": platform.python_version(), **versions()},
+    }
+
+
+def privacy_summary(federation: Federation) -> dict[str, Any] | None:
+    """Who is protected against whom, and what each client spent; None without privacy."""
+    budget = federation.clients.budget
+    if budget is None:
+        return None
+    clients = {}
+    for client, spent in budget.spent().items():
+        entries = budget.ledger.entries(client, budget.data)
+        trained = [entry for entry in entries if entry.round > 0]
+        clients[str(client)] = {
+            "epsilon": spent,
+            "noise_multiplier": trained[-1].noise_multiplier if trained else None,
+            "sample_rate": trained[-1].sample_rate if trained else None,
+            "steps": sum(entry.steps for entry in entries),
+            "releases": len(entries),
+        }
+    section = budget.section
+    return {
+        "mechanism": section.mechanism,
+        "delta": section.delta,
+        "accountant": section.accountant,
+        "clip": section.clip,
+        "randomness": "deterministic: not private" if budget.streams.seed is not None else "secret",
+        "clients": clients,
     }
 
 

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from fedtune.scenario.clients import ClientsSection
 from fedtune.scenario.compare import CompareSection
 from fedtune.scenario.names import ADAPTERS_GROUP, RULES_GROUP, Named
+from fedtune.scenario.privacy import PrivacySection
 from fedtune.scenario.section import Beta, OpenSection, Section, Share
 from fedtune.scenario.task import CONV, TaskSection
 from fedtune.scenario.trouble import AttackSection, FaultsSection
@@ -186,12 +187,6 @@ class StrategySection(OpenSection):
         description="malicious clients of a round that rule and pre are prepared for; auto: "
         "attack.fraction of a round's clients, also where there is no attack",
     )
-
-
-class PrivacySection(Section):
-    """Differential privacy."""
-
-    mechanism: Literal["none"] = "none"
 
 
 class EngineSection(Section):

@@ -31,9 +31,9 @@ class Hooks:
     `auto` is (`auto_weights`), whether it sums updates over probabilities to take part
     (`weighs_by_probability`), whether clients send points of an iteration of its own instead of
     steps (`sends_iterates`), and whether what an update's numbers mean changes from round to round
-    (`changes_basis`), and whether it multiplies A and B
-    (`multiplies`); each leaves less to choose. `own_rule` is what rule `auto` is, `tells` are the
-    attributes of which each training message says what they are; `delivers` are
+    (`changes_basis`), and whether it multiplies A and B (`multiplies`), and whether its clients use
+    whole gradients (`takes_gradients`); each leaves less to choose. `own_rule` is what rule `auto`
+    is, `tells` are the attributes of which each training message says what they are; `delivers` are
     the roles of frozen tensors that the server changes and sends, `keeps_sent` whether clients keep
     A and B as they were sent, so that an unchanged factor is not sent again. `ballots` are the
     forms of what clients vote on, by tensor. `remembers` are the attributes that are its state.
@@ -51,6 +51,7 @@ class Hooks:
     sends_iterates: ClassVar[bool] = False
     changes_basis: ClassVar[bool] = False
     multiplies: ClassVar[bool] = False
+    takes_gradients: ClassVar[bool] = False
     own_rule: ClassVar[str] = "mean"
     tells: ClassVar[tuple[str, ...]] = ()
     delivers: ClassVar[frozenset[str]] = frozenset()
@@ -60,6 +61,11 @@ class Hooks:
     @classmethod
     def refuse(cls, scenario: Scenario) -> None:
         """Raise `Incompatible` for what this method cannot go with; by default nothing."""
+
+    @classmethod
+    def asks_gradients(cls, scenario: Scenario) -> bool:
+        """Whether its clients send what follows from a gradient that no noise is added to."""
+        return cls.takes_gradients
 
     def meet(self, layout: Layout, initial: Tensors) -> None:
         """Called once in a fedtune run with the adapter's tensors and what they begin as."""

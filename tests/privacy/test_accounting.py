@@ -12,7 +12,13 @@ from opacus.accountants import RDPAccountant
 from opacus.accountants.utils import get_noise_multiplier
 
 from fedtune.errors import ScenarioError
-from fedtune.privacy.accounting import Spent, epsilon, noise_multiplier
+from fedtune.privacy.accounting import (
+    ORDERS,
+    Spent,
+    _fixed_curve,
+    epsilon,
+    noise_multiplier,
+)
 
 ORACLES = [  # z, q, steps, δ, RDP, PRV (shared/methods/aggregation-and-privacy.md, section 7a)
     (1.0, 0.01, 1000, 1e-5, 2.101, 1.838),
@@ -77,8 +83,12 @@ def test_what_was_spent_before_leaves_less():
     z = noise_multiplier(2.0, 1e-5, 0.1, 100, before=before)
     assert z > noise_multiplier(2.0, 1e-5, 0.1, 100)
     assert epsilon([*before, Spent(z, 0.1, 100)], 1e-5) <= 2.0
-    with pytest.raises(ScenarioError, match=r"privacy.epsilon = 0.5: cannot be reached"):
+    with pytest.raises(ScenarioError, match=r"privacy.epsilon = 0.5: no noise reaches it"):
         noise_multiplier(0.5, 1e-5, 0.1, 100, before=before)
+
+
+def test_the_orders_are_those_of_opacus():
+    assert list(ORDERS["poisson"]) == list(RDPAccountant.DEFAULT_ALPHAS)
 
 
 def brute_force_fixed(rate, z, order):
@@ -91,12 +101,10 @@ def brute_force_fixed(rate, z, order):
 
 
 def test_rounds_of_a_fixed_number_of_clients_by_theorem_9():
-    from fedtune.privacy.accounting import _fixed_curve
-
     for rate, z in [(0.01, 3.0), (0.1, 6.0), (0.5, 10.0)]:
-        orders, curve = _fixed_curve(rate, z)
+        curve = _fixed_curve(rate, z)
         for order in (2, 3, 5, 12):
-            found = curve[orders.index(order)]
+            found = curve[ORDERS["fixed"].index(order)]
             assert found == pytest.approx(brute_force_fixed(rate, z, order), rel=1e-9)
     everyone = [Spent(4.0, 1.0, 10, "fixed")]  # the Gaussian mechanism of sensitivity 2C
     orders = np.arange(2, 257)

@@ -1,0 +1,175 @@
+"""A private client's budget: how much noise its steps need, what it has spent, when it stops."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fedtune.cohort.plan import planned_steps, sample_rate
+from fedtune.errors import Declined, Incompatible
+from fedtune.privacy.accounting import Spent, epsilon, noise_multiplier
+from fedtune.privacy.example import ExampleNoise
+from fedtune.privacy.ledger import Entry, Ledger
+from fedtune.privacy.streams import Streams
+from fedtune.scenario.privacy import PrivacySection
+from fedtune.scenario.schema import LocalSection
+
+SLACK = 1e-9
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What one participation of a client costs.
+
+    Attributes:
+        noise_multiplier: z of each step.
+        sample_rate: q, chance of an example to be in a step.
+        steps: of a round.
+        participations: how many the budget is made for.
+    """
+
+    noise_multiplier: float
+    sample_rate: float
+    steps: int
+    participations: int
+
+    @property
+    def spent(self) -> Spent:
+        """As the accountant takes it."""
+        return Spent(self.noise_multiplier, self.sample_rate, self.steps)
+
+
+class Budget:
+    """Example-level budgets of clients.
+
+    Args:
+        section: the scenario's `[privacy]`.
+        local: its `[local]`.
+        data: name of the data set.
+        ledger: what clients have spent.
+        participations: how often each client is to take part at most.
+        seed: of streams that can be had again; None: they are secret.
+        before: what each client is to spend before round 1.
+    """
+
+    def __init__(
+        self,
+        section: PrivacySection,
+        local: LocalSection,
+        data: str,
+        ledger: Ledger,
+        participations: Mapping[int, int],
+        seed: int | None = None,
+    ) -> None:
+        self.section, self.local, self.data, self.ledger = section, local, data, ledger
+        self.participations, self.streams = participations, Streams(seed)
+        self.run = uuid.uuid4().hex[:12]
+        self.before: tuple[Spent, ...] = ()
+
+    def check(self, client: int, examples: int) -> None:
+        """Refuse a δ that would let an example of this client be published.
+
+        Raises:
+            Incompatible: naming the client.
+        """
+        if self.section.delta >= 1.0 / examples:
+            raise Incompatible(
+                f"privacy.delta = {self.section.delta:g}: client {client} holds {examples} "
+                f"examples; allowed: less than {1.0 / examples:.3g}"
+            )
+
+    def terms(self, client: int, examples: int) -> Terms:
+        """What a round costs a client with so many examples."""
+        section = self.section
+        rate, steps = sample_rate(examples, self.local), planned_steps(examples, self.local)
+        most = self.participations[client]
+        if section.noise_multiplier is not None:
+            return Terms(section.noise_multiplier, rate, steps, most)
+        assert section.epsilon is not None
+        z = noise_multiplier(
+            section.epsilon,
+            section.delta,
+            rate,
+            steps * most,
+            section.accountant,
+            before=self.before,
+        )
+        return Terms(z, rate, steps, most)
+
+    def noise(self, client: int, examples: int, place: tuple[int, ...]) -> ExampleNoise:
+        """What protects a client's steps.
+
+        Raises:
+            Declined: if another round would exceed what it may spend.
+        """
+        terms = self.terms(client, examples)
+        self._afford(client, terms)
+        return ExampleNoise(
+            self.section.clip,
+            terms.noise_multiplier,
+            terms.sample_rate,
+            examples * terms.sample_rate,
+            self.streams,
+            place,
+        )
+
+    def _afford(self, client: int, terms: Terms) -> None:
+        entries = self.ledger.entries(client, self.data)
+        trained = sum(entry.round > 0 for entry in entries)
+        section = self.section
+        if section.epsilon is None:
+            if isinstance(section.max_participations, int) and trained >= terms.participations:
+                raise Declined(
+                    client, f"has taken part {trained} times; privacy.max_participations is that"
+                )
+            return
+        after = epsilon(
+            [*(entry.spent for entry in entries), terms.spent], section.delta, section.accountant
+        )
+        if after > section.epsilon * (1.0 + SLACK):
+            raise Declined(
+                client,
+                f"its privacy budget is spent: ε would be {after:.3g} after another round, and "
+                f"privacy.epsilon is {section.epsilon:g} ({trained} rounds done)",
+            )
+
+    def entry(self, client: int, server_round: int, noise: ExampleNoise, steps: int) -> Entry:
+        """What is to be charged for a training."""
+        rate = noise.rate
+        return Entry(client, self.data, self.run, server_round, noise.multiplier, rate, steps)
+
+    def spent(self) -> dict[int, float]:
+        """ε of every client that released something."""
+        section = self.section
+        return {
+            client: epsilon(
+                [entry.spent for entry in self.ledger.entries(client, self.data)],
+                section.delta,
+                section.accountant,
+            )
+            for client in self.ledger.clients(self.data)
+        }
+
+    def at_end(self, client: int, examples: int) -> float:
+        """ε of a client that takes part as often as its budget is made for, spent before or not."""
+        terms = self.terms(client, examples)
+        whole = Spent(terms.noise_multiplier, terms.sample_rate, terms.steps * terms.participations)
+        return epsilon([*self.before, whole], self.section.delta, self.section.accountant)
+
+
+def likely_participations(probability: float, rounds: int) -> int:
+    """Rounds that a client hardly ever exceeds: the mean and three standard deviations."""
+    mean = rounds * probability
+    most = mean + 3.0 * math.sqrt(mean * (1.0 - probability))
+    return max(1, min(rounds, math.ceil(most - SLACK)))
+
+
+def counted(draws: Sequence[Sequence[int]], clients: Sequence[int]) -> dict[int, int]:
+    """How often each client is among those drawn, at least once."""
+    found = dict.fromkeys(clients, 0)
+    for members in draws:
+        for client in members:
+            found[client] += 1
+    return {client: max(1, count) for client, count in found.items()}
