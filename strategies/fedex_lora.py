@@ -35,6 +35,7 @@ class FedExLoRA(AdapterStrategy):
     delivers: ClassVar[frozenset[str]] = frozenset({"W"})
     clients_keep: ClassVar[bool] = True
     multiplies: ClassVar[bool] = True
+    reads_replies: ClassVar[bool] = True
     remembers: ClassVar[tuple[str, ...]] = ("residuals",)
 
     def __init__(self, *, residual_rank: Count | None = None, **common: Any) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedtune.cohort.plan import planned_steps, sample_rate
-from fedtune.errors import Declined, Incompatible
+from fedtune.errors import Declined, Incompatible, RunError
 from fedtune.privacy.accounting import Spent, epsilon, noise_multiplier
 from fedtune.privacy.example import ExampleNoise
 from fedtune.privacy.ledger import Entry, Ledger
@@ -17,6 +17,7 @@ from fedtune.scenario.privacy import PrivacySection
 from fedtune.scenario.schema import LocalSection
 
 SLACK = 1e-9
+SERVER = -1
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,46 @@ class Budget:
         terms = self.terms(client, examples)
         whole = Spent(terms.noise_multiplier, terms.sample_rate, terms.steps * terms.participations)
         return epsilon([*self.before, whole], self.section.delta, self.section.accountant)
+
+
+class UserBudget:
+    """What a server's rounds cost every client together.
+
+    Args:
+        section: the scenario's `[privacy]`.
+        data: name of the data set.
+        ledger: what rounds have cost.
+        round: the mechanism of one round.
+    """
+
+    def __init__(self, section: PrivacySection, data: str, ledger: Ledger, round: Spent) -> None:
+        self.section, self.data, self.ledger, self.round = section, data, ledger, round
+        self.run = uuid.uuid4().hex[:12]
+
+    def spent(self, more: int = 0) -> float:
+        """ε so far, and after so many more rounds."""
+        entries = self.ledger.entries(SERVER, self.data)
+        history = [*(entry.spent for entry in entries), replace(self.round, steps=more)]
+        return epsilon(history, self.section.delta, self.section.accountant)
+
+    def afford(self, server_round: int) -> None:
+        """Stop before a round that would exceed ε.
+
+        Raises:
+            RunError: saying what is spent.
+        """
+        limit, after = self.section.epsilon, self.spent(1)
+        if limit is not None and after > limit * (1.0 + SLACK):
+            raise RunError(
+                f"round {server_round}: the privacy budget is spent: ε would be {after:.3g}, and "
+                f"privacy.epsilon is {limit:g}; finished rounds stay as they are"
+            )
+
+    def charge(self, server_round: int) -> None:
+        """Write a round down, before anybody sees its model."""
+        z, rate, kind = self.round.noise_multiplier, self.round.sample_rate, self.round.sampling
+        entry = Entry(SERVER, self.data, self.run, server_round, z, rate, 1, kind)
+        self.ledger.charge([entry])
 
 
 def likely_participations(probability: float, rounds: int) -> int:

@@ -16,6 +16,7 @@ from fedtune.adapters.wrap import Adapted, wrap
 from fedtune.adversaries.grid import AttackGrid
 from fedtune.adversaries.ranks import RankAttackGrid
 from fedtune.adversaries.setup import Adversary, make_adversary
+from fedtune.apps.budget import Budget, UserBudget
 from fedtune.apps.clients import CohortClients
 from fedtune.apps.server_data import ServerData
 from fedtune.apps.store import MemoryStore
@@ -29,7 +30,7 @@ from fedtune.grids.metered import MeteredGrid
 from fedtune.grids.node_grid import NodeGrid
 from fedtune.rules.trust import FLTrust
 from fedtune.runs.opening import make_opening
-from fedtune.runs.privacy import check_deltas, make_budget, planned_rounds
+from fedtune.runs.privacy import check_deltas, make_budget, make_user_privacy, planned_rounds
 from fedtune.runs.refusals import check_factors
 from fedtune.runs.strategies import adapter_kind, delivered_roles, frame_source, make_strategy
 from fedtune.runs.traces import read_trace
@@ -66,6 +67,7 @@ class Federation:
         adversary: the malicious clients.
         parameters_base: parameters of the base with its head, before an adapter was put on.
         notes: lines that the user should see.
+        budget: of privacy, the clients' or the server's.
     """
 
     scenario: Scenario
@@ -81,6 +83,7 @@ class Federation:
     adversary: Adversary
     parameters_base: int
     notes: list[str]
+    budget: Budget | UserBudget | None = None
 
 
 def build(
@@ -177,6 +180,7 @@ def build(
         adversary,
         size,
         notes,
+        budget or make_user_privacy(scenario, strategy, task.clients, folder),
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from flwr.app import ConfigRecord, Message, MessageType
 from torch import Tensor
 
+from fedtune.apps.budget import Budget, UserBudget
 from fedtune.apps.opening import OPENING, REVEALED
 from fedtune.cohort.plan import out_of_patience, planned_steps
 from fedtune.grids.arrays import to_record, to_tensors
@@ -172,12 +173,17 @@ def one_round(federation: Federation, state: ServerState, server_round: int) -> 
     """Train, aggregate and evaluate; gives the round's line of metrics.jsonl."""
     started = time.perf_counter()
     strategy, grid, section = federation.strategy, federation.grid, federation.scenario.run
+    budget = federation.budget
+    if isinstance(budget, UserBudget):
+        budget.afford(server_round)
     messages = strategy.configure_train(server_round, to_record(state.arrays), ConfigRecord(), grid)
     messages = list(messages)
     sent = time.perf_counter()
     replies = list(grid.send_and_receive(messages))
     received = time.perf_counter()
     arrays, train = strategy.aggregate_train(server_round, replies)
+    if isinstance(budget, UserBudget):
+        budget.charge(server_round)
     trained = time.perf_counter() - started
     if arrays is not None:
         state.arrays = to_tensors(arrays)
@@ -187,7 +193,7 @@ def one_round(federation: Federation, state: ServerState, server_round: int) -> 
     down, up = grid.take(MessageType.TRAIN)
     report = strategy.report
     problems = [("failed", report.failed), ("rejected", report.rejected)]
-    return {
+    line = {
         "round": server_round,
         "eval": found,
         "train": dict(train or {}),
@@ -213,8 +219,8 @@ def one_round(federation: Federation, state: ServerState, server_round: int) -> 
         "seconds_clients": received - sent,
         "seconds_server": trained - (received - sent),
         "client_steps": _steps_of(federation, report.examples),
-        **_privacy_line(federation),
     }
+    return line if budget is None else _private_line(line, budget)
 
 
 def _steps_of(federation: Federation, examples: Mapping[int, float]) -> int:
@@ -225,10 +231,17 @@ def _steps_of(federation: Federation, examples: Mapping[int, float]) -> int:
     return sum(planned_steps(int(count), local) for count in examples.values())
 
 
-def _privacy_line(federation: Federation) -> Line:
-    """ε of each client so far, where clients are private."""
-    budget = federation.clients.budget
-    return {} if budget is None else {"epsilon": {str(c): e for c, e in budget.spent().items()}}
+def _private_line(line: Line, budget: Budget | UserBudget) -> Line:
+    """A round's line with ε so far; under user-level privacy without what tells of single clients.
+
+    The mean of the clients' losses and the numbers of a rule are of their data, and got no noise.
+    """
+    if isinstance(budget, Budget):
+        return {**line, "epsilon": {str(c): e for c, e in budget.spent().items()}}
+    hidden = {"client_ids", "coefficients", "train"}
+    told = {name: value for name, value in line.items() if name not in hidden}
+    problems = [{**problem, "client": None} for problem in line["problems"]]
+    return {**told, "train": {}, "problems": problems, "epsilon": budget.spent()}
 
 
 def evaluate(

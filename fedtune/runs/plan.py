@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from fedtune.adapters.layout import Tensors
+from fedtune.apps.budget import UserBudget
 from fedtune.cohort.engine import cohorts
 from fedtune.cohort.sizing import held_memory, peak_memory
 from fedtune.runs.build import Federation, build, settle_paths
 from fedtune.runs.cost import evaluation_seconds, probe, train_seconds
 from fedtune.runs.loop import start_state
+from fedtune.runs.privacy import planned_rounds
 from fedtune.runs.traffic import traffic
 from fedtune.scenario import Scenario, load_scenario
 from fedtune.scenario.loading import Overrides
@@ -45,8 +47,8 @@ class Plan:
         seconds_prepare, seconds_train, seconds_evaluate: loading; training of a round; one
             evaluation.
         seconds_total: of all rounds.
-        privacy: of private clients, from the least to the most: noise multiplier, sampling rate,
-            participations that the budget is made for, ε after them; and δ.
+        privacy: from the least to the most of any client: noise multiplier, sampling rate,
+            participations (or rounds of a server) that ε is made for, ε after them; and δ.
         notes: lines that the user should see.
     """
 
@@ -150,9 +152,18 @@ def plan(scenario: str | Path | Scenario, overrides: Overrides = ()) -> Plan:
 def foreseen(federation: Federation) -> dict[str, list[float]] | None:
     """What privacy will cost, before anything is trained; None without it."""
     clients, eligible = federation.clients, federation.task.clients.eligible
-    budget = clients.budget
+    budget = federation.budget
     if budget is None:
         return None
+    if isinstance(budget, UserBudget):
+        rounds = planned_rounds(federation.scenario)
+        ends = {
+            "noise_multiplier": budget.round.noise_multiplier,
+            "sample_rate": budget.round.sample_rate,
+            "participations": float(rounds),
+            "epsilon": budget.spent(rounds),
+        }
+        return {**{name: [end, end] for name, end in ends.items()}, "delta": [budget.section.delta]}
     sizes = {client: len(clients.training_rows(client)) for client in eligible}
     terms = [budget.terms(client, size) for client, size in sizes.items()]
     columns = {

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import secrets
+from dataclasses import replace
 from pathlib import Path
 
 from fedtune.adapters.kinds import find_kind
-from fedtune.apps.budget import Budget, counted, likely_participations
+from fedtune.apps.budget import Budget, UserBudget, counted, likely_participations
 from fedtune.errors import Incompatible, ScenarioError
 from fedtune.participation import Participation
+from fedtune.privacy.accounting import Sampling, Spent, noise_multiplier
 from fedtune.privacy.ledger import Ledger
+from fedtune.privacy.streams import Streams
+from fedtune.privacy.user import UserMechanism
 from fedtune.scenario import Scenario
 from fedtune.server.base import AdapterStrategy
+from fedtune.server.hooks import Hooks
 from fedtune.tasks.clients import ClientRows
 
 LEDGER = "ledger.jsonl"
@@ -54,6 +60,100 @@ def check_example_level(cls: type[AdapterStrategy], scenario: Scenario) -> None:
             raise Incompatible(f"{key} = {value}: {reason} under {why}; leave it out")
 
 
+def check_user_level(cls: type[AdapterStrategy], scenario: Scenario, rule: str) -> None:
+    """Refuse what gives one client more influence than user-level noise is made for.
+
+    Args:
+        rule: its name, `auto` resolved.
+
+    Raises:
+        Incompatible: with the reason, and what is allowed.
+    """
+    if scenario.privacy.mechanism != "user":
+        return
+    name, taking_part = scenario.strategy.name, scenario.clients.participation
+    why = "privacy.mechanism = 'user'"
+    if rule != "mean" or scenario.strategy.pre:
+        key, value = ("rule", repr(rule)) if rule != "mean" else ("pre", scenario.strategy.pre)
+        raise Incompatible(
+            f"strategy.{key} = {value}: how much one client can change its result is not known, "
+            f"and {why} needs that; allowed: the mean alone"
+        )
+    if not sums_updates_alone(cls):
+        raise Incompatible(
+            f"strategy.name = {name!r}: uses clients' replies besides the sum of this round's, "
+            f"to which {why} adds noise"
+        )
+    if taking_part.kind not in ("fraction", "bernoulli") or isinstance(taking_part.value, list):
+        raise Incompatible(
+            f"clients.participation: {why} needs all clients drawn at one known rate; allowed: "
+            "kind 'bernoulli' with one value (Poisson sampling), or 'fraction'"
+        )
+    if scenario.clients.weights in ("reported", "capped"):
+        raise Incompatible(
+            f"clients.weights = {scenario.clients.weights!r}: under {why} all clients count "
+            "alike; allowed: auto, uniform"
+        )
+    if scenario.adapter.init in ("client-dense", "client-sketch", "pooled"):
+        raise Incompatible(
+            f"adapter.init = {scenario.adapter.init!r}: what clients send before round 1 would "
+            f"get no noise under {why}; allowed: auto, random, public"
+        )
+    if scenario.task.head == "local":
+        raise Incompatible(f"task.head = 'local': its evaluation is not noised under {why}")
+
+
+def sums_updates_alone(cls: type[AdapterStrategy]) -> bool:
+    """Whether all that a strategy takes from replies is the sum of their updates."""
+    own = cls.combine is not Hooks.combine or cls.collect is not Hooks.collect
+    return not (own or cls.reads_replies or cls.sends_iterates or cls.weighs_by_probability)
+
+
+def make_user_privacy(
+    scenario: Scenario, strategy: AdapterStrategy, clients: ClientRows, folder: Path | None
+) -> UserBudget | None:
+    """Give a strategy its mechanism and secret sampling; what it costs, or None.
+
+    Raises:
+        ScenarioError: for a δ or noise that cannot be.
+    """
+    section = scenario.privacy
+    if section.mechanism != "user":
+        return None
+    assert scenario.task.data is not None
+    eligible = list(clients.eligible)
+    count, drawn = len(eligible), strategy.participation.expected(eligible)
+    if section.delta >= 1.0 / count:
+        raise Incompatible(
+            f"privacy.delta = {section.delta:g}: there are {count} clients; allowed: less than "
+            f"{1.0 / count:.3g}"
+        )
+    rate = drawn / count
+    poisson = strategy.participation.kind == "bernoulli" or rate == 1.0
+    sampling: Sampling = "poisson" if poisson else "fixed"
+    z = section.noise_multiplier
+    if z is None:
+        assert section.epsilon is not None
+        rounds = planned_rounds(scenario)
+        z = noise_multiplier(
+            section.epsilon, section.delta, rate, rounds, section.accountant, sampling
+        )
+    seed = scenario.run.seed if section.deterministic_randomness else None
+    try:
+        strategy.mechanism = UserMechanism(section.clip, z, drawn, Streams(seed), section.adaptive)
+    except ValueError as error:
+        raise Incompatible(f"privacy.adaptive.count_noise: {error}") from None
+    if seed is None:  # who takes part is as secret as the noise, or there is no amplification
+        strategy.participation = replace(strategy.participation, seed=secrets.randbits(62))
+    return UserBudget(section, scenario.task.data, _ledger(scenario, folder),
+                      Spent(z, rate, 1, sampling))  # fmt: skip
+
+
+def _ledger(scenario: Scenario, folder: Path | None) -> Ledger:
+    named = scenario.privacy.ledger
+    return Ledger(Path(named) if named else folder / LEDGER if folder else None)
+
+
 def make_budget(
     scenario: Scenario, clients: ClientRows, taking_part: Participation, folder: Path | None
 ) -> Budget | None:
@@ -66,10 +166,10 @@ def make_budget(
     if section.mechanism != "example":
         return None
     assert scenario.task.data is not None
-    path = Path(section.ledger) if section.ledger else folder / LEDGER if folder else None
     seed = scenario.run.seed if section.deterministic_randomness else None
     most = most_participations(scenario, clients, taking_part)
-    return Budget(section, scenario.local, scenario.task.data, Ledger(path), most, seed)
+    ledger = _ledger(scenario, folder)
+    return Budget(section, scenario.local, scenario.task.data, ledger, most, seed)
 
 
 def most_participations(

@@ -70,9 +70,9 @@ class ConsoleObserver:
         self.metric = _metric(line["eval"]) if line["eval"] else self.metric
         speed = f"{self.updates / self.seconds:.1f} clients/s" if self.seconds else ""
         for problem in line["problems"]:
+            who = "a client" if problem["client"] is None else f"client {problem['client']}"
             self.console.print(
-                f"round {line['round']}: client {problem['client']} {problem['kind']}: "
-                f"{problem['reason']}"
+                f"round {line['round']}: {who} {problem['kind']}: {problem['reason']}"
             )
         if self.progress is not None:
             self.progress.update(

@@ -139,7 +139,8 @@ def make_strategy(scenario: Scenario) -> AdapterStrategy:
 
 def counts_are_told(scenario: Scenario) -> bool:
     """Whether clients say how many examples they hold."""
-    return scenario.privacy.mechanism == "none" or scenario.privacy.public_counts
+    section = scenario.privacy
+    return section.mechanism == "none" or section.public_counts
 
 
 def _check_parameters(cls: type[AdapterStrategy], given: dict[str, Any]) -> None:

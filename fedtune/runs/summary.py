@@ -8,6 +8,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from fedtune.apps.budget import SERVER, Budget, UserBudget
 from fedtune.cohort.sizing import peak_memory
 from fedtune.reporting.curve import draw_curve
 from fedtune.runs.build import Federation
@@ -83,29 +84,38 @@ def summarise(
 
 
 def privacy_summary(federation: Federation) -> dict[str, Any] | None:
-    """Who is protected against whom, and what each client spent; None without privacy."""
-    budget = federation.clients.budget
+    """Who is protected against whom, and what was spent; None without privacy."""
+    budget = federation.budget
     if budget is None:
         return None
-    clients = {}
-    for client, spent in budget.spent().items():
-        entries = budget.ledger.entries(client, budget.data)
-        trained = [entry for entry in entries if entry.round > 0]
-        clients[str(client)] = {
-            "epsilon": spent,
-            "noise_multiplier": trained[-1].noise_multiplier if trained else None,
-            "sample_rate": trained[-1].sample_rate if trained else None,
-            "steps": sum(entry.steps for entry in entries),
-            "releases": len(entries),
-        }
-    section = budget.section
+    spent = budget.spent()
+    by_client = spent if isinstance(spent, dict) else {SERVER: spent}
+    section = federation.scenario.privacy
     return {
         "mechanism": section.mechanism,
         "delta": section.delta,
         "accountant": section.accountant,
         "clip": section.clip,
-        "randomness": "deterministic: not private" if budget.streams.seed is not None else "secret",
-        "clients": clients,
+        "randomness": "deterministic: not private"
+        if section.deterministic_randomness
+        else "secret",
+        "sampling": budget.round.sampling if isinstance(budget, UserBudget) else "poisson",
+        "clients": {
+            str(client): {"epsilon": value, **_releases(budget, client)}
+            for client, value in by_client.items()
+        },
+    }
+
+
+def _releases(budget: Budget | UserBudget, client: int) -> dict[str, Any]:
+    """What a client's releases were made with; noise and rate are the last one's."""
+    entries = budget.ledger.entries(client, budget.data)
+    last = entries[-1] if entries else None
+    return {
+        "noise_multiplier": last.noise_multiplier if last else None,
+        "sample_rate": last.sample_rate if last else None,
+        "steps": sum(entry.steps for entry in entries),
+        "releases": len(entries),
     }
 
 

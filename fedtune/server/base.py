@@ -17,6 +17,7 @@ from fedtune.grids.arrays import records, to_record, to_tensors
 from fedtune.grids.directory import Directory
 from fedtune.grids.replies import RoundReport, sift
 from fedtune.participation import Participation
+from fedtune.privacy.user import UserMechanism
 from fedtune.rules import (
     Aggregate,
     PreAggregator,
@@ -34,7 +35,7 @@ from fedtune.server.frame import Opening
 from fedtune.server.messages import Messenger, metrics_of
 from fedtune.server.state import restore, state_of
 
-PARTS = ("rule", "server_optimizer", "downlink")
+PARTS = ("rule", "server_optimizer", "downlink", "mechanism")
 ALSO = "also"
 LOGGER = logging.getLogger("strategies")
 
@@ -93,6 +94,7 @@ class AdapterStrategy(Messenger):
         self._trusted: tuple[int, Tensor] | None = None
         self.downlink = Downlink(clients_remember)
         self.opening: Opening | None = None
+        self.mechanism: UserMechanism | None = None
         self._model: dict[str, Tensor] = {}
         self._sent: dict[str, Tensor] = {}
         self._averaged: dict[str, Tensor] = {}
@@ -158,14 +160,24 @@ class AdapterStrategy(Messenger):
         return None
 
     def _without_replies(self) -> ArrayRecord | None:
-        update = self.alone()
+        update = self.alone() if self.mechanism is None else self._protected([])
         return None if update is None else self._renewed(self._applied(update))
 
     def _moved(self, replies: list[dict[str, Tensor]], weights: Tensor) -> dict[str, Tensor]:
         """The tensors that the rule is for, moved by what it makes of the replies."""
+        if self.mechanism is not None:
+            return self._applied(self._protected(replies))
         rows = torch.stack([difference(reply, self._averaged) for reply in replies])
         updates = self._updates(rows, weights, self.report.used)
         return self._applied(self._aggregate(self.collect(updates)).update)
+
+    def _protected(self, replies: list[dict[str, Tensor]]) -> Tensor:
+        """What user-level privacy makes of the replies, if there are any."""
+        assert self.mechanism is not None
+        nothing = torch.zeros_like(difference(self._averaged, self._averaged)).unsqueeze(0)
+        rows = [difference(reply, self._averaged).unsqueeze(0) for reply in replies]
+        self.report.notes = {"clip": self.mechanism.clip}
+        return self.mechanism(torch.cat([nothing[:0], *rows]), self._round)
 
     def _applied(self, update: Tensor) -> dict[str, Tensor]:
         if self.server_optimizer is not None:

@@ -52,6 +52,7 @@ class Hooks:
     changes_basis: ClassVar[bool] = False
     multiplies: ClassVar[bool] = False
     takes_gradients: ClassVar[bool] = False
+    reads_replies: ClassVar[bool] = False
     own_rule: ClassVar[str] = "mean"
     tells: ClassVar[tuple[str, ...]] = ()
     delivers: ClassVar[frozenset[str]] = frozenset()

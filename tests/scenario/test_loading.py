@@ -48,7 +48,7 @@ def test_every_shipped_scenario_is_valid_and_has_a_title(name):
         ("adapter.kind=fancy", "adapter.kind = 'fancy': input should be 'auto', 'lora'"),
         ("engine.device=tpu", "engine.device = 'tpu'"),
         ("engine.kind=docker", "'cohort', 'sequential' or 'flower'"),
-        ("privacy.mechanism=user", "privacy.mechanism = 'user'"),
+        ("privacy.mechanism=local", "privacy.mechanism = 'local'"),
         ("local.lr=0", "local.lr = 0"),
         ("local.betas=[0.9]", "local.betas = [0.9]"),
         ("local.momentum=0.9", "momentum is for optimizer 'sgd'"),
