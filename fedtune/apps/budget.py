@@ -12,12 +12,12 @@ from fedtune.errors import Declined, Incompatible, RunError
 from fedtune.privacy.accounting import Spent, epsilon, noise_multiplier
 from fedtune.privacy.example import ExampleNoise
 from fedtune.privacy.ledger import Entry, Ledger
+from fedtune.privacy.spending import SERVER
 from fedtune.privacy.streams import Streams
 from fedtune.scenario.privacy import PrivacySection
 from fedtune.scenario.schema import LocalSection
 
 SLACK = 1e-9
-SERVER = -1
 
 
 @dataclass(frozen=True)

@@ -92,11 +92,13 @@ def _opening(directory: RunDirectory) -> dict[str, int]:
 
 
 def reported(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
-    """What rule and strategy say of each round beside the model: (round, value) by name."""
+    """What rule and strategy say of each round, and ε: (round, value) by name."""
     found: dict[str, list[list[float]]] = {}
     for line in lines:
         for name, value in line.get("rule", {}).items():
             found.setdefault(name, []).append([line["round"], value])
+        if (spent := _epsilon([line])) is not None:
+            found.setdefault("epsilon", []).append([line["round"], spent])
     return found
 
 
@@ -117,5 +119,6 @@ def _epsilon(lines: Sequence[Mapping[str, Any]]) -> float | None:
     """The largest privacy loss of any client at the end."""
     found = lines[-1].get("epsilon") if lines else None
     if isinstance(found, Mapping):
-        return max((float(value) for value in found.values()), default=None)
+        spent = [value for value in found.values() if value is not None]
+        return max(spent) if len(spent) == len(found) > 0 else None
     return None if found is None else float(found)

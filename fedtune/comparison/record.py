@@ -34,8 +34,11 @@ from fedtune.comparison.statistics import (
     spread,
 )
 from fedtune.comparison.tuning import at_edge
+from fedtune.privacy.spending import spending
 from fedtune.reporting.measures import MEASURES
+from fedtune.reporting.privacy import statement
 from fedtune.runs.directory import RunDirectory
+from fedtune.runs.privacy import ledger_of
 from fedtune.runs.summary import versions
 from fedtune.scenario import Scenario, dump_scenario
 from fedtune.scenario.compare import CompareSection
@@ -67,6 +70,7 @@ def comparison_record(directory: ComparisonDirectory) -> Record:
         "budget": {"kind": section.budget.kind, "amount": grid["amount"]},
         "reference": grid["reference"],
         "families": families,
+        "privacy": None,
         "skipped": [_only(r, "label", "over", "reason") for r in grid["families"] if r["reason"]],
         "differences": _differences(families, grid["reference"], metric),
     }
@@ -90,8 +94,16 @@ def run_record(directory: RunDirectory) -> Record:
         "device": directory.summary.get("device", scenario.engine.device),
         **{"axes": {}, "seeds": 1, "tune": {}, "tune_seeds": 0, "validation": None},
         **{"budget": {"kind": "rounds", "amount": None}, "reference": None},
+        "privacy": _privacy(scenario, directory.path),
         **{"families": [family], "skipped": [], "differences": [], "claim": None},
     }
+
+
+def _privacy(scenario: Scenario, path: Path) -> Record | None:
+    """What a run's ledger says, finished or not."""
+    assert scenario.task.data is not None
+    found = spending(scenario.privacy, scenario.task.data, ledger_of(scenario, path))
+    return found and {**found, "statement": statement(found)}
 
 
 def _head(kind: str, name: str, scenario: Scenario, metric: str, target: float | None) -> Record:

@@ -16,6 +16,7 @@ from fedtune.reporting import words
 from fedtune.reporting.claim import claim_note, claim_table
 from fedtune.reporting.figure import image_bytes
 from fedtune.reporting.plots import styled
+from fedtune.reporting.privacy import ledger_table
 from fedtune.reporting.tables import (
     Entry,
     cost_table,
@@ -55,6 +56,7 @@ def html(record: Record, pictures: Pictures) -> str:
         differences=difference_table(record),
         claim=claim_table(record) if record["claim"] else None,
         claim_note=claim_note(record),
+        ledger=ledger_table(record["privacy"]) if record["privacy"] else None,
         tuning=tuning_table(record),
         failed=failed(record),
         marks={family["label"]: style.colour for family, style in styled(record)},
@@ -73,6 +75,8 @@ def page_markdown(record: Record) -> str:
     ]
     if record["claim"]:
         parts += [words.claim(record), markdown(claim_table(record)), claim_note(record)]
+    if record["privacy"]:
+        parts += [record["privacy"]["statement"], markdown(ledger_table(record["privacy"]))]
     if record["differences"]:
         parts += [markdown(difference_table(record)), _plain(words.statistics_note(record))]
     parts.append(markdown(cost_table(record)))

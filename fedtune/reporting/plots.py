@@ -28,6 +28,7 @@ def pictures(record: Record) -> dict[str, tuple[Figure, str]]:
         "upload": draw_upload,
         "heatmap": draw_heatmap,
         "clients": draw_clients,
+        "epsilon": lambda record: draw_reported(record, "epsilon"),
     }
     made = {name: maker(record) for name, maker in makers.items()}
     made.update({name: draw_reported(record, name) for name in claimed_reports(record)})
@@ -51,6 +52,7 @@ def caption(name: str, record: Record) -> str:
         "heatmap": f"Final {metric}, mean over seeds (and over axes that are not named).",
         "clients": f"Final {metric} of each client, on {measured}: box from the 25th to the 75th "
         "percentile, line from the 10th to the 90th, dot at the worst.",
+        "epsilon": "ε that the most exposed client has spent, over the rounds.",
     }[name]
 
 
@@ -92,7 +94,7 @@ def draw_reported(record: Record, name: str) -> Figure | None:
         _line(axes, rounds, means, style)
     axes.set_xlabel("round")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylabel(name.replace("_", " "))
+    axes.set_ylabel("ε" if name == "epsilon" else name.replace("_", " "))
     tidy(axes, name)
     label_ends(axes, [(rounds[-1], means[-1], label, s) for rounds, means, label, s in drawn])
     return figure

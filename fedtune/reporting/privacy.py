@@ -18,7 +18,7 @@ def statement(found: Found) -> str:
         found: `privacy` of a run's summary.
     """
     spent = f"(ε, δ) = ({_number(most(found))}, {found['delta']:g})"
-    if found["randomness"] != "secret":
+    if not found["secret"]:
         return (
             "Nobody is protected: noise and sampling come from the run's seed "
             "(privacy.deterministic_randomness), so that whoever knows it can take the noise off. "
@@ -47,7 +47,7 @@ NEIGHBOURS = {
 def in_a_line(found: Found) -> str:
     """What was spent, for a terminal."""
     kind = {"example": "of an example of any client", "user": "of any client"}[found["mechanism"]]
-    warning = "" if found["randomness"] == "secret" else "; NOT private: deterministic randomness"
+    warning = "" if found["secret"] else "; NOT private: deterministic randomness"
     return f"privacy: ε {_number(most(found))} at δ {found['delta']:g}, {kind}{warning}"
 
 

@@ -17,6 +17,7 @@ from fedtune.tasks.clients import DealtRows
 
 Found = dict[int, dict[str, float]]
 HELD_OUT, CLASS_MIX = "examples that it holds out", "test data in the client's mix of classes"
+SIMULATED = " (known in a simulation only: it is of their data, without noise)"
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "nmsd"})
 WORST_SHARE = 10
 
@@ -41,6 +42,8 @@ def by_client(federation: Federation, state: ServerState) -> dict[str, Any] | No
         found, measured = _class_mix(federation, state), CLASS_MIX
     else:
         return None
+    if federation.budget is not None:
+        measured += SIMULATED
     return {"measured_on": measured, "clients": found} if found else None
 
 

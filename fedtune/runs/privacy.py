@@ -145,11 +145,12 @@ def make_user_privacy(
         raise Incompatible(f"privacy.adaptive.count_noise: {error}") from None
     if seed is None:  # who takes part is as secret as the noise, or there is no amplification
         strategy.participation = replace(strategy.participation, seed=secrets.randbits(62))
-    return UserBudget(section, scenario.task.data, _ledger(scenario, folder),
+    return UserBudget(section, scenario.task.data, ledger_of(scenario, folder),
                       Spent(z, rate, 1, sampling))  # fmt: skip
 
 
-def _ledger(scenario: Scenario, folder: Path | None) -> Ledger:
+def ledger_of(scenario: Scenario, folder: Path | None) -> Ledger:
+    """The ledger of a run: the file that it names, or one in its directory, or none on disk."""
     named = scenario.privacy.ledger
     return Ledger(Path(named) if named else folder / LEDGER if folder else None)
 
@@ -168,7 +169,7 @@ def make_budget(
     assert scenario.task.data is not None
     seed = scenario.run.seed if section.deterministic_randomness else None
     most = most_participations(scenario, clients, taking_part)
-    ledger = _ledger(scenario, folder)
+    ledger = ledger_of(scenario, folder)
     return Budget(section, scenario.local, scenario.task.data, ledger, most, seed)
 
 

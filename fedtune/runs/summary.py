@@ -8,8 +8,8 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from fedtune.apps.budget import SERVER, Budget, UserBudget
 from fedtune.cohort.sizing import peak_memory
+from fedtune.privacy.spending import spending
 from fedtune.reporting.curve import draw_curve
 from fedtune.runs.build import Federation
 from fedtune.runs.clientwise import worst_clients
@@ -73,7 +73,7 @@ def summarise(
         "clients": {"measured_on": clients["measured_on"], **worst_clients(clients["clients"])}
         if clients
         else None,
-        "privacy": privacy_summary(federation),
+        "privacy": _spending(federation),
         "classes": federation.task.classes,
         "seed": federation.scenario.run.seed,
         "device": federation.engine.resolved.device,
@@ -83,40 +83,9 @@ def summarise(
     }
 
 
-def privacy_summary(federation: Federation) -> dict[str, Any] | None:
-    """Who is protected against whom, and what was spent; None without privacy."""
+def _spending(federation: Federation) -> dict[str, Any] | None:
     budget = federation.budget
-    if budget is None:
-        return None
-    spent = budget.spent()
-    by_client = spent if isinstance(spent, dict) else {SERVER: spent}
-    section = federation.scenario.privacy
-    return {
-        "mechanism": section.mechanism,
-        "delta": section.delta,
-        "accountant": section.accountant,
-        "clip": section.clip,
-        "randomness": "deterministic: not private"
-        if section.deterministic_randomness
-        else "secret",
-        "sampling": budget.round.sampling if isinstance(budget, UserBudget) else "poisson",
-        "clients": {
-            str(client): {"epsilon": value, **_releases(budget, client)}
-            for client, value in by_client.items()
-        },
-    }
-
-
-def _releases(budget: Budget | UserBudget, client: int) -> dict[str, Any]:
-    """What a client's releases were made with; noise and rate are the last one's."""
-    entries = budget.ledger.entries(client, budget.data)
-    last = entries[-1] if entries else None
-    return {
-        "noise_multiplier": last.noise_multiplier if last else None,
-        "sample_rate": last.sample_rate if last else None,
-        "steps": sum(entry.steps for entry in entries),
-        "releases": len(entries),
-    }
+    return None if budget is None else spending(budget.section, budget.data, budget.ledger)
 
 
 def _rank(found: dict[str, float | None]) -> tuple[float, float]:

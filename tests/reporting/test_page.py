@@ -231,3 +231,36 @@ def test_labels_keep_their_order_and_do_not_overlap(heights):
     placed = spread_out(sorted(heights))
     assert all(b - a >= LABEL_GAP - 1e-9 for a, b in itertools.pairwise(placed))
     assert max(placed) <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("privacy", "words"),
+    [
+        ({"mechanism": "example", "noise_multiplier": 1.0}, "hidden from everybody else who sees"),
+        ({"mechanism": "user", "noise_multiplier": 9.0, "delta": 0.01}, "The server is trusted"),
+        (
+            {
+                "mechanism": "example",
+                "noise_multiplier": 1.0,
+                "deterministic_randomness": True,
+            },
+            "Nobody is protected",
+        ),
+        ({"mechanism": "example", "noise_multiplier": 0.0}, "(ε, δ) = (∞, 1e-05)"),
+    ],
+)
+def test_a_private_runs_page_says_who_is_protected_and_shows_the_ledger(tmp_path, privacy, words):
+    run = fedtune.run("quickstart", small(privacy=privacy), tmp_path / "run")
+    fedtune.report(run.path)
+    text = (run.path / "report.html").read_text("utf-8")
+    page = Page(text)
+    record = json.loads(page.record)
+    assert words in record["privacy"]["statement"]
+    assert record["privacy"]["statement"] in (run.path / "report.md").read_text("utf-8")
+    told = [(place, shown) for place, shown in page.numbers if place.startswith("privacy.")]
+    clients = run.summary["privacy"]["clients"]
+    assert len(told) == 6 * len(clients)
+    for place, shown in told:
+        value = at(record, place)
+        assert shown == "∞" if value is None else float(shown) == pytest.approx(value, rel=5e-3)
+    assert (run.path / "plots" / "epsilon.png").exists() == (privacy["noise_multiplier"] > 0)
