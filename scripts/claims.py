@@ -77,6 +77,7 @@ FULL = {
     "frl": WRITERS,
     "frl-conv": {**WRITERS, "run.rounds": 300},
     "flag": {**WRITERS, "clients.count": 15},
+    "private": {**BANKING, "clients.count": 20, "local.group_by_length": False},
     "rerce": {},  # the paper's own problem
 }
 
