@@ -52,7 +52,7 @@ class Budget:
         ledger: what clients have spent.
         participations: how often each client is to take part at most.
         seed: of streams that can be had again; None: they are secret.
-        before: what each client is to spend before round 1.
+        opening_examples: of a client in what it sends before round 1; None: it sends nothing.
     """
 
     def __init__(
@@ -63,11 +63,12 @@ class Budget:
         ledger: Ledger,
         participations: Mapping[int, int],
         seed: int | None = None,
+        opening_examples: int | None = None,
     ) -> None:
         self.section, self.local, self.data, self.ledger = section, local, data, ledger
         self.participations, self.streams = participations, Streams(seed)
         self.run = uuid.uuid4().hex[:12]
-        self.before: tuple[Spent, ...] = ()
+        self.opening_examples = opening_examples
 
     def check(self, client: int, examples: int) -> None:
         """Refuse a δ that would let an example of this client be published.
@@ -95,9 +96,32 @@ class Budget:
             rate,
             steps * most,
             section.accountant,
-            before=self.before,
+            before=self.opening(examples),
         )
         return Terms(z, rate, steps, most)
+
+    def opening(self, examples: int) -> tuple[Spent, ...]:
+        """What a client with so many examples spends before round 1, its share of ε."""
+        if self.opening_examples is None:
+            return ()
+        section, rate = self.section, min(1.0, self.opening_examples / examples)
+        z = section.noise_multiplier
+        if z is None:
+            assert section.epsilon is not None
+            share = section.epsilon * section.opening_share
+            z = noise_multiplier(share, section.delta, rate, 1, section.accountant)
+        return (Spent(z, rate, 1),)
+
+    def opening_noise(self, client: int, examples: int) -> ExampleNoise:
+        """What protects it.
+
+        Raises:
+            Declined: if that would exceed what the client may spend.
+        """
+        (spent,) = self.opening(examples)
+        self._afford(client, spent)
+        z, rate = spent.noise_multiplier, spent.sample_rate
+        return ExampleNoise(self.section.clip, z, rate, examples * rate, self.streams, (0, client))
 
     def noise(self, client: int, examples: int, place: tuple[int, ...]) -> ExampleNoise:
         """What protects a client's steps.
@@ -106,7 +130,8 @@ class Budget:
             Declined: if another round would exceed what it may spend.
         """
         terms = self.terms(client, examples)
-        self._afford(client, terms)
+        self._check_count(client, terms)
+        self._afford(client, terms.spent)
         return ExampleNoise(
             self.section.clip,
             terms.noise_multiplier,
@@ -116,24 +141,26 @@ class Budget:
             place,
         )
 
-    def _afford(self, client: int, terms: Terms) -> None:
-        entries = self.ledger.entries(client, self.data)
-        trained = sum(entry.round > 0 for entry in entries)
+    def _check_count(self, client: int, terms: Terms) -> None:
+        trained = sum(entry.round > 0 for entry in self.ledger.entries(client, self.data))
+        named = isinstance(self.section.max_participations, int)
+        if self.section.epsilon is None and named and trained >= terms.participations:
+            raise Declined(
+                client, f"has taken part {trained} times; privacy.max_participations is that"
+            )
+
+    def _afford(self, client: int, more: Spent) -> None:
         section = self.section
         if section.epsilon is None:
-            if isinstance(section.max_participations, int) and trained >= terms.participations:
-                raise Declined(
-                    client, f"has taken part {trained} times; privacy.max_participations is that"
-                )
             return
-        after = epsilon(
-            [*(entry.spent for entry in entries), terms.spent], section.delta, section.accountant
-        )
+        entries = self.ledger.entries(client, self.data)
+        history = [*(entry.spent for entry in entries), more]
+        after = epsilon(history, section.delta, section.accountant)
         if after > section.epsilon * (1.0 + SLACK):
             raise Declined(
                 client,
                 f"its privacy budget is spent: ε would be {after:.3g} after another round, and "
-                f"privacy.epsilon is {section.epsilon:g} ({trained} rounds done)",
+                f"privacy.epsilon is {section.epsilon:g} ({len(entries)} releases so far)",
             )
 
     def entry(self, client: int, server_round: int, noise: ExampleNoise, steps: int) -> Entry:
@@ -157,7 +184,9 @@ class Budget:
         """ε of a client that takes part as often as its budget is made for, spent before or not."""
         terms = self.terms(client, examples)
         whole = Spent(terms.noise_multiplier, terms.sample_rate, terms.steps * terms.participations)
-        return epsilon([*self.before, whole], self.section.delta, self.section.accountant)
+        return epsilon(
+            [*self.opening(examples), whole], self.section.delta, self.section.accountant
+        )
 
 
 class UserBudget:

@@ -24,7 +24,13 @@ from torch import Tensor
 from fedtune.adapters.layout import Tensors
 from fedtune.apps.budget import Budget
 from fedtune.apps.held import base_of, with_held
-from fedtune.apps.opening import OPENING, opening_answer
+from fedtune.apps.opening import (
+    KEPT_GRADIENT,
+    OPENING,
+    opening_gradients,
+    private_gradients,
+    shared_part,
+)
 from fedtune.apps.rounds import (
     ClientRound,
     ClientView,
@@ -86,6 +92,8 @@ class CohortClients:
                     rounds.append(_Round(index, message, view, self.method(view)))
                 else:
                     answers[index] = self._evaluate(client, message, view.state)
+            except Declined as declined:
+                answers[index] = Message(Error(DECLINED, declined.reason), reply_to=message)
             except Exception as error:
                 kind = message.metadata.message_type.partition(".")[0]
                 stage = "data" if kind == MessageType.TRAIN else "evaluate"
@@ -216,11 +224,28 @@ class CohortClients:
         assert isinstance(record, ArrayRecord)
         assert isinstance(config, ConfigRecord)
         rows = self.training_rows(client)
-        found, count = opening_answer(self.engine, client, rows, config, to_tensors(record))
+        if self.budget is None:
+            gradients, count = opening_gradients(self.engine, client, rows, config)
+        else:
+            gradients, count = self._private_opening(client, rows), 1
+        found = shared_part(gradients, config, to_tensors(record))
         content = RecordDict(
             {ARRAYS: to_record(found), METRICS: MetricRecord({"num-examples": count})}
         )
         return Message(content, reply_to=message)
+
+    def _private_opening(self, client: int, rows: Rows) -> Tensors:
+        """A noisy gradient, charged once; kept, so that later parts are of the same one."""
+        assert self.budget is not None
+        kept = dict(self.store.get(client) or {})
+        own = {n.removeprefix(KEPT_GRADIENT): t for n, t in kept.items() if KEPT_GRADIENT in n}
+        if own:
+            return own
+        noise = self.budget.opening_noise(client, len(rows))
+        made = private_gradients(self.engine, rows, noise)
+        self.budget.ledger.charge([self.budget.entry(client, 0, noise, 1)])
+        self.store.put(client, {**kept, **{KEPT_GRADIENT + n: t for n, t in made.items()}})
+        return made
 
     def _evaluate(self, client: int, message: Message, state: Tensors) -> Message:
         rows = self.held_rows(client)

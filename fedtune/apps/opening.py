@@ -10,15 +10,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from fedtune.adapters.layout import Tensors
-from fedtune.cohort.base_gradient import base_gradients
+from fedtune.cohort.base_gradient import base_gradients, base_shapes
 from fedtune.cohort.engine import Engine
+from fedtune.privacy.example import ExampleNoise, clip_factors
 from fedtune.randomness import aligned, generator
 from fedtune.tasks.base import Rows
 
 OPENING = "train.opening"
+KEPT_GRADIENT = "opening/"
 PART, EXAMPLES, WIDTH, SEED = "part", "examples", "width", "seed"
 DENSE, SKETCH, PROJECT = "dense", "sketch", "project"
 SPARE = 8
@@ -32,30 +36,62 @@ REVEALED = {
 }
 
 
-def opening_answer(
-    engine: Engine, client: int, rows: Rows, config: Mapping[str, Any], sent: Tensors
+def opening_gradients(
+    engine: Engine, client: int, rows: Rows, config: Mapping[str, Any]
 ) -> tuple[Tensors, int]:
-    """What a client sends of the gradient of the base, and over how many examples it is.
+    """The gradient of the base over some of a client's rows, and over how many.
 
     Args:
         rows: what the client trains on.
         config: of the message.
-        sent: with it: Q by layer, for the second pass.
     """
-    seed = int(config[SEED])
-    rows = some_rows(rows, int(config[EXAMPLES]), seed, client)
-    gradients = engine_gradients(engine, rows)
+    rows = some_rows(rows, int(config[EXAMPLES]), int(config[SEED]), client)
+    return engine_gradients(engine, rows), len(rows)
+
+
+def private_gradients(engine: Engine, rows: Rows, noise: ExampleNoise) -> Tensors:
+    """An estimate of the same with noise: Σ of clipped examples' gradients over their number.
+
+    Args:
+        rows: what the client trains on; a Poisson sample of them is used.
+        noise: clips the gradients of all layers together.
+    """
+    setting = engine.setting
+    total = {
+        name: torch.zeros(shape, dtype=setting.master, device=setting.device)
+        for name, shape in base_shapes(setting.adapted.model).items()
+    }
+    (chosen,) = noise.batches(len(rows), 1)
+    for row in rows[chosen]:
+        own = engine_gradients(engine, np.asarray([row]))
+        norm = torch.stack([g.norm() for g in own.values()]).norm()
+        factor = clip_factors(norm, noise.clip)
+        for name, gradient in own.items():
+            if factor > 0:
+                total[name] += factor * gradient
+    stream = noise.stream()
+    return {
+        name: (one + noise.drawn(stream, one.numel(), one).view_as(one)) / noise.divisor
+        for name, one in total.items()
+    }
+
+
+def shared_part(gradients: Tensors, config: Mapping[str, Any], sent: Tensors) -> Tensors:
+    """What a client sends of a gradient: all of it, a sketch, or a projection.
+
+    Args:
+        sent: with the message: Q by layer, for the second pass.
+    """
     part = str(config[PART])
     if part == DENSE:
-        return gradients, len(rows)
+        return gradients
     if part == PROJECT:
-        return {name: sent[name].to(g).T @ g for name, g in gradients.items()}, len(rows)
-    width = int(config[WIDTH])
-    sketches = {
+        return {name: sent[name].to(g).T @ g for name, g in gradients.items()}
+    width, seed = int(config[WIDTH]), int(config[SEED])
+    return {
         name: g @ sketching_matrix(seed, name, g.shape[1], min(width, *g.shape)).to(g)
         for name, g in gradients.items()
     }
-    return sketches, len(rows)
 
 
 def engine_gradients(engine: Engine, rows: Rows) -> Tensors:

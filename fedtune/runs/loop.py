@@ -133,7 +133,8 @@ def open_run(federation: Federation, state: ServerState, directory: RunDirectory
     directory.write_opening(
         {
             "source": strategy.opening.source,
-            "revealed": REVEALED[strategy.opening.source],
+            "revealed": REVEALED[strategy.opening.source]
+            + ("" if federation.clients.budget is None else ", with noise, from the ledger"),
             "clients": strategy.opening.clients,
             "examples": strategy.opening.examples,
             "step": strategy.opening.size,

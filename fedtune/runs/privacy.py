@@ -39,10 +39,10 @@ def check_example_level(cls: type[AdapterStrategy], scenario: Scenario) -> None:
         )
     if find_kind(scenario.adapter.kind).like == "rank" or scenario.adapter.kind == "rank":
         raise Incompatible(f"adapter.kind = 'rank': a vote is no sum that noise of {why} fits")
-    if scenario.adapter.init in ("client-dense", "client-sketch", "pooled"):
+    if scenario.adapter.init == "pooled":
         raise Incompatible(
-            f"adapter.init = {scenario.adapter.init!r}: a gradient without noise would leave the "
-            f"clients, which {why} does not cover; allowed: auto, random, public"
+            f"adapter.init = 'pooled': pools the clients' data, which {why} does not cover; "
+            "allowed: auto, random, public, client-sketch, client-dense (the last two with noise)"
         )
     if scenario.clients.weights in ("reported", "capped") and not scenario.privacy.public_counts:
         raise Incompatible(
@@ -170,7 +170,9 @@ def make_budget(
     seed = scenario.run.seed if section.deterministic_randomness else None
     most = most_participations(scenario, clients, taking_part)
     ledger = ledger_of(scenario, folder)
-    return Budget(section, scenario.local, scenario.task.data, ledger, most, seed)
+    asked = scenario.adapter.kind == "lora-sb" and scenario.adapter.init.startswith("client")
+    opening = scenario.adapter.init_examples if asked else None
+    return Budget(section, scenario.local, scenario.task.data, ledger, most, seed, opening)
 
 
 def most_participations(

@@ -9,10 +9,13 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord
 
 import fedtune
+from fedtune.apps.opening import engine_gradients, private_gradients
 from fedtune.errors import ClientFailure, ScenarioError
 from fedtune.grids.arrays import records, to_tensors
 from fedtune.privacy.accounting import Spent, epsilon
+from fedtune.privacy.example import ExampleNoise
 from fedtune.privacy.ledger import Ledger
+from fedtune.privacy.streams import Streams
 from fedtune.runs.build import build, settle_paths
 from fedtune.runs.loop import one_round, start_state
 from fedtune.scenario import load_scenario
@@ -211,7 +214,7 @@ def test_an_error_quotes_no_data():
         ({"local__early_stopping": {}}, "watches the data"),
         ({"local__group_by_length": True}, "Poisson samples"),
         ({"clients__weights": "reported"}, "numbers of examples are private"),
-        ({"strategy__name": "fed-sb", "adapter__init": "client-sketch"}, "adapter.init"),
+        ({"strategy__name": "fed-sb", "adapter__init": "pooled"}, "adapter.init"),
         ({"privacy__clip": math.inf}, "clip = inf"),
     ],
 )
@@ -244,3 +247,39 @@ def test_public_counts_are_reported_and_weigh(tmp_path):
     sizes = [len(federation.clients.training_rows(c)) for c in found.used]
     assert list(found.examples.values()) == sizes
     assert found.coefficients == pytest.approx([size / sum(sizes) for size in sizes])
+
+
+@pytest.mark.parametrize("init", ["client-sketch", "client-dense"])
+def test_what_fed_sb_asks_before_round_1_is_noised_and_charged_once(tmp_path, init):
+    privacy = {"mechanism": "example", "epsilon": 3.0, "delta": 1e-4, "opening_share": 0.3}
+    changes = small(privacy=privacy, strategy__name="fed-sb", adapter__init=init,
+                    adapter__init_examples=30, clients__participation__value=1.0)  # fmt: skip
+    run = fedtune.run("quickstart", changes, tmp_path / "run")
+    ledger, data = Ledger(run.path / "ledger.jsonl"), run.scenario.task.data
+    for client in ledger.clients(data):
+        first, *rounds = ledger.entries(client, data)
+        assert (first.round, first.steps) == (0, 1)
+        assert [entry.round for entry in rounds] == [1, 2]
+        assert 0.85 < epsilon([first.spent], 1e-4) <= 0.9
+        total = epsilon([entry.spent for entry in [first, *rounds]], 1e-4)
+        assert total == pytest.approx(run.metrics[-1]["epsilon"][str(client)], rel=1e-12)
+        assert 2.97 < total <= 3.0
+    assert "with noise" in run.summary["opening"]["revealed"]
+
+
+def test_the_private_first_gradient_is_clipped_by_example_and_without_noise_the_mean(tmp_path):
+    federation = built(strategy__name="fed-sb", adapter__init="client-dense",
+                       engine__precision="float64")  # fmt: skip
+    engine, rows = federation.engine, federation.clients.training_rows(0)[:9]
+    whole = ExampleNoise(math.inf, 0.0, 1.0, len(rows), Streams(0), (0, 0))
+    mean, found = engine_gradients(engine, rows), private_gradients(engine, rows, whole)
+    for name, gradient in mean.items():
+        assert torch.allclose(found[name], gradient, rtol=1e-10, atol=1e-14)
+    bound = ExampleNoise(1e-3, 0.0, 1.0, 1.0, Streams(0), (0, 0))
+    for count in (1, 4):
+        few = private_gradients(engine, rows[:count], bound)
+        norm = torch.stack([g.norm() for g in few.values()]).norm()
+        assert float(norm) <= count * 1e-3 * (1 + 1e-9)
+    noise = ExampleNoise(1e-3, 1e6, 1.0, 1.0, Streams(0), (0, 0))
+    noisy = torch.cat([g.reshape(-1) for g in private_gradients(engine, rows[:2], noise).values()])
+    assert float(noisy.std()) == pytest.approx(1e3, rel=0.02)
