@@ -7,7 +7,7 @@ handles one message at a time with the same code.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import (
@@ -19,20 +19,13 @@ from flwr.app import (
     MetricRecord,
     RecordDict,
 )
-from torch import Tensor
 
 from fedtune.adapters.layout import Tensors
 from fedtune.apps.budget import Budget
-from fedtune.apps.held import base_of, with_held
-from fedtune.apps.opening import (
-    KEPT_GRADIENT,
-    OPENING,
-    opening_gradients,
-    private_gradients,
-    shared_part,
-)
+from fedtune.apps.going import Going
+from fedtune.apps.opening import OPENING, opening_gradients, private_opening, shared_part
+from fedtune.apps.received import ARRAYS, CONFIG, Received
 from fedtune.apps.rounds import (
-    ClientRound,
     ClientView,
     Done,
     Gradient,
@@ -43,15 +36,14 @@ from fedtune.apps.rounds import (
 )
 from fedtune.apps.store import ClientStore
 from fedtune.cohort.engine import Engine
-from fedtune.cohort.plan import ClientResult, ClientWork, full_work, plan_work
+from fedtune.cohort.plan import ClientWork, full_work, plan_work
 from fedtune.errors import ClientFailure, Declined, RunError
-from fedtune.grids.arrays import records, to_record, to_tensor, to_tensors
+from fedtune.grids.arrays import to_record, to_tensors
 from fedtune.grids.replies import DECLINED
-from fedtune.privacy.ledger import Entry
 from fedtune.tasks.base import Rows
 from fedtune.tasks.clients import ClientRows, hold_out
 
-ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
+METRICS = "metrics"
 Answer = Message | ClientFailure
 
 
@@ -80,8 +72,8 @@ class CohortClients:
     def handle(self, messages: Sequence[tuple[int, Message]]) -> list[Answer]:
         """Answer messages to logical clients, in their order."""
         answers: dict[int, Answer] = {}
-        states = _States(self)
-        rounds: list[_Round] = []
+        states = Received(self.engine.setting, self.store)
+        rounds: list[Going] = []
         for index, (client, message) in enumerate(messages):
             try:
                 if message.metadata.message_type == OPENING:
@@ -89,7 +81,7 @@ class CohortClients:
                     continue
                 view = states.view(client, message)
                 if message.metadata.message_type == MessageType.TRAIN:
-                    rounds.append(_Round(index, message, view, self.method(view)))
+                    rounds.append(Going(index, message, view, self.method(view)))
                 else:
                     answers[index] = self._evaluate(client, message, view.state)
             except Declined as declined:
@@ -106,7 +98,7 @@ class CohortClients:
 
     def view(self, client: int, message: Message) -> ClientView:
         """What a client knows when it gets a message."""
-        return _States(self).view(client, message)
+        return Received(self.engine.setting, self.store).view(client, message)
 
     def training_rows(self, client: int) -> Rows:
         """The rows a client trains on."""
@@ -147,7 +139,7 @@ class CohortClients:
             noise,
         )
 
-    def _go_through(self, rounds: list[_Round]) -> None:
+    def _go_through(self, rounds: list[Going]) -> None:
         """Advance all rounds to their ends; what they yield at one time is done together."""
         for one in rounds:
             one.advance(None)
@@ -160,7 +152,7 @@ class CohortClients:
             for one, result in zip(some, results, strict=True):
                 one.advance(result)
 
-    def _planned(self, one: _Round) -> ClientWork | ClientFailure:
+    def _planned(self, one: Going) -> ClientWork | ClientFailure:
         assert one.job is not None
         client, server_round = one.view.client, one.view.server_round
         try:
@@ -194,7 +186,7 @@ class CohortClients:
             raise self._told(ClientFailure(works[0].client, "train", error)) from None
         return [done[one.client] if isinstance(one, ClientWork) else one for one in planned]
 
-    def _answer(self, one: _Round) -> Answer:
+    def _answer(self, one: Going) -> Answer:
         if isinstance(one.failure, Declined):
             return Message(Error(DECLINED, one.failure.reason), reply_to=one.message)
         if one.failure is not None:
@@ -227,115 +219,20 @@ class CohortClients:
         if self.budget is None:
             gradients, count = opening_gradients(self.engine, client, rows, config)
         else:
-            gradients, count = self._private_opening(client, rows), 1
+            kept = dict(self.store.get(client) or {})
+            gradients = private_opening(self.engine, self.budget, client, rows, config, kept)
+            self.store.put(client, kept)
+            count = 1
         found = shared_part(gradients, config, to_tensors(record))
         content = RecordDict(
             {ARRAYS: to_record(found), METRICS: MetricRecord({"num-examples": count})}
         )
         return Message(content, reply_to=message)
 
-    def _private_opening(self, client: int, rows: Rows) -> Tensors:
-        """A noisy gradient, charged once; kept, so that later parts are of the same one."""
-        assert self.budget is not None
-        kept = dict(self.store.get(client) or {})
-        own = {n.removeprefix(KEPT_GRADIENT): t for n, t in kept.items() if KEPT_GRADIENT in n}
-        if own:
-            return own
-        noise = self.budget.opening_noise(client, len(rows))
-        made = private_gradients(self.engine, rows, noise)
-        self.budget.ledger.charge([self.budget.entry(client, 0, noise, 1)])
-        self.store.put(client, {**kept, **{KEPT_GRADIENT + n: t for n, t in made.items()}})
-        return made
-
     def _evaluate(self, client: int, message: Message, state: Tensors) -> Message:
+        if self.budget is not None:
+            raise PermissionError("a private client tells no metric without noise")
         rows = self.held_rows(client)
         found = self.engine.evaluate(state, self.engine.setting.data, rows) if len(rows) else {}
         metrics = MetricRecord({"num-examples": len(rows), **found})
         return Message(RecordDict({METRICS: metrics}), reply_to=message)
-
-
-def message_round(message: Message) -> int:
-    """The round that a message belongs to."""
-    return int(str(message.content[CONFIG]["server-round"]))
-
-
-@dataclass
-class _Round:
-    """One client's round on its way.
-
-    Attributes:
-        job: what waits to be done, None at the end.
-        entries: what it costs a private client.
-        done: what came of it, and
-        failure: what went wrong.
-    """
-
-    index: int
-    message: Message
-    view: ClientView
-    going: ClientRound
-    job: Train | Gradient | None = field(default=None)
-    entries: list[Entry] = field(default_factory=list)
-    done: Done | None = None
-    failure: ClientFailure | None = None
-
-    def advance(self, result: ClientResult | Tensors | ClientFailure | None) -> None:
-        """Go on to the next job with the result of the last."""
-        self.job = None
-        if isinstance(result, ClientFailure):
-            self.failure = result
-            return
-        try:
-            self.job = self.going.send(result)
-        except StopIteration as end:
-            self.done = end.value
-        except Exception as error:
-            self.failure = ClientFailure(self.view.client, "train", error)
-
-
-class _States:
-    """What clients start from; messages that share a record share its tensors too."""
-
-    def __init__(self, clients: CohortClients) -> None:
-        self.clients = clients
-        self.setting = clients.engine.setting
-        self.initial = self.setting.adapted.initial
-        self._shared: dict[tuple[int, ...], tuple[Tensors, Tensors]] = {}
-
-    def view(self, client: int, message: Message) -> ClientView:
-        """What a client knows: the tensors it is sent, and those it kept."""
-        record, config = message.content[ARRAYS], message.content[CONFIG]
-        if not isinstance(record, ArrayRecord):
-            raise TypeError(f"message holds no ArrayRecord called {ARRAYS!r}")
-        if not isinstance(config, ConfigRecord):
-            raise TypeError(f"message holds no ConfigRecord called {CONFIG!r}")
-        more = [one for one in records(message.content, ArrayRecord) if one is not record]
-        key = (id(record), *map(id, more))
-        if key not in self._shared:
-            self._shared[key] = self._received([record, *more], config)
-        shared, extra = self._shared[key]
-        layout, initial = self.setting.layout, self.initial
-        own = dict(self.clients.store.get(client) or {})
-        heads = {s.name: self._place(own.pop(s.name, initial[s.name])) for s in layout.kept}
-        number, local = message_round(message), self.setting.local
-        state = {**shared, **heads}
-        return ClientView(client, number, state, extra, own, config, layout, initial, local)
-
-    def _received(
-        self, came: Sequence[ArrayRecord], config: ConfigRecord
-    ) -> tuple[Tensors, Tensors]:
-        """The adapter's tensors, those of them that the client holds already too; and the rest."""
-        sent = {n: self._place(to_tensor(array)) for record in came for n, array in record.items()}
-        whole = with_held(self.clients.store, sent, config)
-        received = self.setting.layout.received
-        zeros = {s.name: self._place(self.initial[s.name]) for s in received if s.role == "W"}
-        if zeros:
-            whole.update(base_of(self.clients.store, sent, config, zeros))
-        if missing := [spec.name for spec in received if spec.name not in whole]:
-            raise KeyError(f"message misses {missing[0]}")
-        state = {spec.name: whole[spec.name] for spec in received}
-        return state, {name: tensor for name, tensor in sent.items() if name not in state}
-
-    def _place(self, tensor: Tensor) -> Tensor:
-        wide = tensor.is_floating_point()
-        return tensor.to(self.setting.device, self.setting.master if wide else tensor.dtype)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedtune.adapters.layout import Tensors
+from fedtune.apps.budget import Budget
 from fedtune.cohort.base_gradient import base_gradients, base_shapes
 from fedtune.cohort.engine import Engine
 from fedtune.privacy.example import ExampleNoise, clip_factors
@@ -74,6 +75,33 @@ def private_gradients(engine: Engine, rows: Rows, noise: ExampleNoise) -> Tensor
         name: (one + noise.drawn(stream, one.numel(), one).view_as(one)) / noise.divisor
         for name, one in total.items()
     }
+
+
+def private_opening(
+    engine: Engine,
+    budget: Budget,
+    client: int,
+    rows: Rows,
+    config: Mapping[str, Any],
+    kept: Tensors,
+) -> Tensors:
+    """A noisy gradient, charged once.
+
+    Args:
+        kept: what the client keeps; the gradient is put there where a projection of it follows.
+
+    Raises:
+        Declined: if it would exceed what the client may spend.
+    """
+    named = [name for name in kept if name.startswith(KEPT_GRADIENT)]
+    made = {name.removeprefix(KEPT_GRADIENT): kept.pop(name) for name in named}
+    if not made:
+        noise = budget.opening_noise(client, len(rows))
+        made = private_gradients(engine, rows, noise)
+        budget.ledger.charge([budget.entry(client, 0, noise, 1)])
+    if str(config[PART]) == SKETCH:
+        kept.update({KEPT_GRADIENT + name: one for name, one in made.items()})
+    return made
 
 
 def shared_part(gradients: Tensors, config: Mapping[str, Any], sent: Tensors) -> Tensors:

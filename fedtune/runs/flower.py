@@ -9,7 +9,7 @@ from typing import Any
 
 from flwr.app import Message, MessageType
 
-from fedtune.apps.clients import message_round
+from fedtune.apps.received import message_round
 from fedtune.apps.store import KEPT, ClientStore, FileStore
 from fedtune.errors import ScenarioError
 from fedtune.runs.build import settle_paths

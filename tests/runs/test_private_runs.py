@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord, MetricRecord
 
 import fedtune
 from fedtune.apps.opening import engine_gradients, private_gradients
+from fedtune.apps.rounds import Gradient
 from fedtune.errors import ClientFailure, ScenarioError
 from fedtune.grids.arrays import records, to_tensors
 from fedtune.privacy.accounting import Spent, epsilon
@@ -17,7 +18,7 @@ from fedtune.privacy.example import ExampleNoise
 from fedtune.privacy.ledger import Ledger
 from fedtune.privacy.streams import Streams
 from fedtune.runs.build import build, settle_paths
-from fedtune.runs.loop import one_round, start_state
+from fedtune.runs.loop import ask_clients, one_round, start_state
 from fedtune.scenario import load_scenario
 from tests.runs.kit import adapter_bytes, lines, small
 
@@ -283,3 +284,13 @@ def test_the_private_first_gradient_is_clipped_by_example_and_without_noise_the_
     noise = ExampleNoise(1e-3, 1e6, 1.0, 1.0, Streams(0), (0, 0))
     noisy = torch.cat([g.reshape(-1) for g in private_gradients(engine, rows[:2], noise).values()])
     assert float(noisy.std()) == pytest.approx(1e3, rel=0.02)
+
+
+def test_a_private_client_tells_no_metric_and_no_gradient_whoever_asks():
+    federation = built(**SECRET)
+    strategy, state = federation.strategy, start_state(federation, None)
+    strategy.fraction_evaluate = 1.0
+    with federation.serving.serving(), pytest.raises(ClientFailure, match="PermissionError"):
+        ask_clients(federation, state.arrays, 1)
+    with pytest.raises(PermissionError, match="no gradient without noise"):
+        federation.clients._work(0, 1, Gradient(state.arrays))
