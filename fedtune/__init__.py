@@ -11,6 +11,7 @@ __all__ = [
     "RunDirectory",
     "Scenario",
     "__version__",
+    "audit",
     "compare",
     "frame",
     "load_model",
@@ -26,6 +27,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
+    from fedtune.audit.run import audit
     from fedtune.comparison.api import compare, frame, report
     from fedtune.runs.api import resume, run
     from fedtune.runs.directory import RunDirectory
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from fedtune.scenario import Scenario, load_scenario
 
 _HOMES = {
+    "audit": "fedtune.audit.run",
     "RunDirectory": "fedtune.runs.directory",
     "Scenario": "fedtune.scenario",
     "compare": "fedtune.comparison.api",

@@ -93,9 +93,9 @@ class FileStore:
         self.folder, self.before, self.rounds = folder, before, rounds
 
     def get(self, client: int) -> Kept | None:
-        """What a client kept last, or None before its first round."""
+        """What a client kept last, or None before its first round; before round 1 also of that."""
         files = self._files(client)
-        rounds = [r for r in files if r < self.before]
+        rounds = [r for r in files if r < max(self.before, 1)]
         return load(files[max(rounds)].read_bytes()) if rounds else None
 
     def put(self, client: int, kept: Kept) -> None:

@@ -14,6 +14,7 @@ import click
 import typer
 
 from fedtune import __version__
+from fedtune.cli.auditing import audit
 from fedtune.cli.comparing import compare, report
 from fedtune.cli.options import Interrupted, Json, SetOption
 from fedtune.cli.printing import print_json
@@ -96,6 +97,7 @@ def plan(
 
 app.command()(compare)
 app.command()(report)
+app.command()(audit)
 
 
 @app.command()

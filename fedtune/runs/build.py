@@ -94,6 +94,7 @@ def build(
     outer: Grid | None = None,
     library: Library | None = None,
     folder: Path | None = None,
+    change: Callable[[Task], Task] = lambda task: task,
 ) -> Federation:
     """Build a run.
 
@@ -104,6 +105,7 @@ def build(
         outer: Flower's grid, where clients are in other processes; by default they are in this one.
         library: lends model and data that another run of this process loaded.
         folder: the run directory, where private clients keep their ledger.
+        change: of the task before anything is made of it, for an audit.
 
     Raises:
         ScenarioError: for whatever cannot work, before anything is trained.
@@ -117,7 +119,7 @@ def build(
     torch.use_deterministic_algorithms(engine.deterministic)
     strategy, kind = make_strategy(scenario), adapter_kind(scenario)
     dtype = DTYPES[engine.precision]
-    task = load_task(scenario, device, dtype, parts, library)
+    task = change(load_task(scenario, device, dtype, parts, library))
     size = sum(parameter.numel() for parameter in task.base.model.parameters())
     head = scenario.task.head
     delivers = delivered_roles(scenario)

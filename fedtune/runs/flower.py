@@ -9,6 +9,7 @@ from typing import Any
 
 from flwr.app import Message, MessageType
 
+from fedtune.apps.opening import OPENING
 from fedtune.apps.received import message_round
 from fedtune.apps.store import KEPT, ClientStore, FileStore
 from fedtune.errors import ScenarioError
@@ -64,7 +65,7 @@ def store_of(scenario: Scenario, run_config: Mapping[str, Any], message: Message
 
     Training in a round starts from what held before it, evaluating after a round sees it.
     """
-    trains = message.metadata.message_type == MessageType.TRAIN
+    trains = message.metadata.message_type in (MessageType.TRAIN, OPENING)
     before = message_round(message) + (0 if trains else 1)
     folder = Path(str(run_config.get(OUT, ""))) / KEPT
     return FileStore(folder, before, scenario.run.checkpoint_every)

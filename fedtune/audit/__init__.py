@@ -1,0 +1,1 @@
+"""How much a run leaks, measured, against what it promises."""
