@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, Message
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedtune.adapters.layout import Tensors
+from fedtune.adapters.layout import A, Tensors
 from fedtune.audit.attacks import (
     by_alignment,
     by_loss,
@@ -35,6 +35,8 @@ from fedtune.scenario.loading import Overrides
 from fedtune.tasks.load import Task
 
 CONFIDENCE, BLIND = 0.95, 1.0
+UPLOADS = "every upload, white box"
+DOUBTED = "every upload, as if the noise were missing"
 Step = Callable[[str, int, int], None]
 
 
@@ -80,7 +82,7 @@ class Audit:
     @property
     def verdict(self) -> str:
         """In a sentence."""
-        shown = self.attacks[0].bound.epsilon
+        shown = self.shown
         if self.promised is None:
             return f"no promise is made, and the run leaks ε of {shown:.2f} at least"
         if shown > self.promised:
@@ -96,9 +98,14 @@ class Audit:
         )
 
     @property
+    def shown(self) -> float:
+        """The largest ε that an attack shows; all of them together are wrong once in twenty."""
+        return max(attack.bound.epsilon for attack in self.attacks)
+
+    @property
     def broken(self) -> bool:
         """Whether the run leaks more than is promised."""
-        return self.promised is not None and self.attacks[0].bound.epsilon > self.promised
+        return self.promised is not None and self.shown > self.promised
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values for JSON, without the scores."""
@@ -187,7 +194,7 @@ def _audit_examples(scenario: Scenario, count: int, seed: int, what: str, step: 
     gradients = example_gradients(engine, before, canaries.rows)
     moved = layout.flatten(after) - layout.flatten(before)
     scores = {
-        "every upload, white box": watch.scores.numpy(),
+        **{name: scores.numpy() for name, scores in watch.scores.items()},
         "final model, by loss": by_loss(engine, after, canaries.rows),
         "final model, by gradient": by_alignment(gradients, moved),
     }
@@ -216,7 +223,8 @@ def _audit_users(scenario: Scenario, count: int, seed: int, what: str, step: Ste
 def _attacks(
     scores: dict[str, NDArray[np.float64]], included: NDArray[np.bool_], delta: float
 ) -> list[Attack]:
-    return [Attack(n, bound(s, included, delta, CONFIDENCE), s) for n, s in scores.items()]
+    confidence = 1.0 - (1.0 - CONFIDENCE) / len(scores)  # so that the largest can be believed
+    return [Attack(n, bound(s, included, delta, confidence), s) for n, s in scores.items()]
 
 
 def _rounds(
@@ -245,17 +253,19 @@ class _Uploads:
     """Reads every reply on its way, and scores the canaries of the client that sent it.
 
     Attributes:
-        scores: sums over uploads, (m,).
-        first: the first upload of all, and its client.
+        scores: sums over uploads, (m,), by what is believed of the noise.
+        first: the first upload in which an A moved, and its client.
     """
 
     federation: Federation
     canaries: Canaries
-    scores: Tensor = field(init=False)
+    scores: dict[str, Tensor] = field(init=False)
     first: tuple[int, Tensors] | None = None
 
     def __post_init__(self) -> None:
-        self.scores = torch.zeros(len(self.canaries.rows), dtype=torch.float64)
+        names = [UPLOADS] if self.federation.clients.budget is None else [UPLOADS, DOUBTED]
+        m = len(self.canaries.rows)
+        self.scores = {name: torch.zeros(m, dtype=torch.float64) for name in names}
         self.state: Tensors = {}
         clients = self.federation.clients
         reply = clients.reply
@@ -277,7 +287,7 @@ class _Uploads:
         sent = to_tensors(records(answer.content, ArrayRecord)[0])
         names = [spec.name for spec in layout.trained]
         change = {n: sent.get(n, start[n]).to(start[n]) - start[n] for n in names}
-        if self.first is None:
+        if self.first is None and any(bool(t.any()) for n, t in change.items() if n.endswith(A)):
             self.first = (client, change)
         own = np.flatnonzero(self.canaries.owners == client)
         if len(own) < 2:
@@ -287,8 +297,10 @@ class _Uploads:
         rows = np.concatenate([self.canaries.rows[own], others])
         gradients = example_gradients(federation.engine, start, rows)
         clip, noise = _strength(federation, client, len(held))
-        found = decoded(gradients, layout.flatten(change), clip, noise)
-        self.scores[own] += standardised(found[: len(own)])
+        beliefs = {UPLOADS: noise, DOUBTED: 0.0}
+        for name, scores in self.scores.items():
+            found = decoded(gradients, layout.flatten(change), clip, beliefs[name])
+            scores[own] += standardised(found[: len(own)])
 
 
 def _strength(federation: Federation, client: int, examples: int) -> tuple[float, float]:

@@ -268,7 +268,7 @@ def test_what_fed_sb_asks_before_round_1_is_noised_and_charged_once(tmp_path, in
     assert "with noise" in run.summary["opening"]["revealed"]
 
 
-def test_the_private_first_gradient_is_clipped_by_example_and_without_noise_the_mean(tmp_path):
+def test_the_private_first_gradient_is_clipped_by_example():
     federation = built(strategy__name="fed-sb", adapter__init="client-dense",
                        engine__precision="float64")  # fmt: skip
     engine, rows = federation.engine, federation.clients.training_rows(0)[:9]
