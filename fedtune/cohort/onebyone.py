@@ -141,7 +141,8 @@ class SequentialBackend:
                     [_grad_or_zero(g, p) for g, p in zip(parts, parameters, strict=True)]
                 )
                 valid = torch.ones(1, 1, dtype=torch.bool, device=flat.device)
-                total += noise.clipped({"": Made(flat.unsqueeze(0))}, valid)[0]
+                owner = torch.zeros(1, dtype=torch.int64, device=flat.device)
+                total += noise.clipped({"": Made(flat.unsqueeze(0))}, valid, owner)[0]
         made = noise.noised(total.unsqueeze(0))[0].split([p.numel() for p in parameters])
         for part, parameter in zip(made, parameters, strict=True):
             parameter.grad = part.view_as(parameter)

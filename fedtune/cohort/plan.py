@@ -19,7 +19,7 @@ from fedtune.randomness import generator, key_of
 from fedtune.scenario.schema import EarlyStopping, LocalSection
 from fedtune.tasks.base import Rows
 
-PHYSICAL = 2  # a Poisson sample is worked on in parts of so many times the batch size at most
+PARTS = 4  # of a batch, into which Poisson samples are cut, so that little is padded
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,10 @@ class ClientWork:
 
     @property
     def batch_rows(self) -> int:
-        """Rows of its largest batch."""
-        return max((len(batch) for step in self.steps for batch in step), default=0)
+        """Rows that are worked on together: of its largest batch, or all parts of a private one."""
+        if self.noise is not None:
+            return max(sum(map(len, step)) for step in self.steps)
+        return max(len(batch) for step in self.steps for batch in step)
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,9 @@ def plan_work(
     key = key_of("dropout", seed, *place)
     if noise is not None:
         drawn = noise.batches(len(rows), planned_steps(len(rows), local))
-        parts = tuple(_parts(chosen, PHYSICAL * local.batch_size) for chosen in drawn)
-        most = max((_filled(widths, part) for step in parts for part in step), default=1)
-        taken = tuple(tuple(rows[part] for part in step) for step in parts)
+        most = max((_filled(widths, one) for one in drawn if len(one)), default=1)
+        size = max(1, local.batch_size // PARTS)
+        taken = tuple(_parts(rows[one], size) for one in drawn)
         return ClientWork(client, state, taken, (), key, len(rows), most, pull, only, noise)
     deal = _Deal(rows, widths, local, seed, place)
     if local.epochs is not None:

@@ -29,19 +29,21 @@ class PrivateSteps:
         """Go on with some clients only."""
         self.clients = [self.clients[i] for i in rows]
 
-    def clipped(self, samples: Mapping[str, Samples], valid: Tensor) -> Tensor:
+    def clipped(self, samples: Mapping[str, Samples], valid: Tensor, owners: Tensor) -> Tensor:
         """Sums of the clients' clipped gradients, (K, P).
 
         Args:
-            samples: of each trained tensor, for K·b examples.
-            valid: (K, b), which of them are real.
+            samples: of each trained tensor, for V·s examples.
+            valid: (V, s), which of them are real.
+            owners: (V,), whose each part is.
         """
         found = norms(samples)
         if not bool(found.isfinite().all()):
             samples = {name: one.without(~found.isfinite()) for name, one in samples.items()}
-        clips = found.new_tensor([noise.clip for noise, _ in self.clients]).unsqueeze(1)
+        clips = found.new_tensor([noise.clip for noise, _ in self.clients])[owners].unsqueeze(1)
         factors = torch.where(valid, clip_factors(found.view(valid.shape), clips), 0.0)
-        return clipped_sum(samples, factors)
+        parts = clipped_sum(samples, factors)
+        return parts.new_zeros(len(self.clients), parts.shape[1]).index_add_(0, owners, parts)
 
     def noised(self, total: Tensor) -> Tensor:
         """(Σ clipped + z·C·normal) / expected examples, (K, P)."""

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import torch
 from torch import Tensor
@@ -49,7 +50,9 @@ def client_bytes(backend: CohortBackend, work: ClientWork) -> int:
         return tensor
 
     widths = backend.setting.data.widths
-    batches = [batch for step in work.steps for batch in step]
+    private = work.noise is not None
+    steps = [(np.concatenate(step),) if private and step else step for step in work.steps]
+    batches = [batch for step in steps for batch in step]
     matrices = MATRICES * backend.setting.layout.width * backend.setting.master.itemsize
     if not batches:
         return matrices
@@ -57,7 +60,7 @@ def client_bytes(backend: CohortBackend, work: ClientWork) -> int:
     one_batch = replace(work, steps=((largest,),), epoch_ends=(1,), noise=None)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         backend.gradient([one_batch], 0)
-    if work.noise is not None:  # gradients of single examples
+    if private:  # gradients of single examples
         matrices += len(largest) * matrices // MATRICES
     return sum(seen.values()) + matrices
 

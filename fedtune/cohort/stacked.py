@@ -46,7 +46,7 @@ class Binding:
         return out if self.tap is None else self.tap(layer, inputs, out)
 
 
-def batch_keys(keys: Tensor, step: int, micro: int) -> Tensor:
+def batch_keys(keys: Tensor, step: int, micro: int | Tensor) -> Tensor:
     """Dropout keys of a batch: of its client (K,), optimiser step and place within the step."""
     return mix(keys + (step << 20) + micro)
 

@@ -18,7 +18,7 @@ from fedtune.cohort.backend import Setting
 from fedtune.cohort.base_shift import BaseShift
 from fedtune.cohort.optimizer import StackedOptimizer
 from fedtune.cohort.per_example import Recorder
-from fedtune.cohort.plan import ClientResult, ClientWork, out_of_patience, step_rates
+from fedtune.cohort.plan import PARTS, ClientResult, ClientWork, out_of_patience, step_rates
 from fedtune.cohort.private import PrivateSteps, mean_losses
 from fedtune.cohort.pull import pulls_of
 from fedtune.cohort.stacked import (
@@ -218,20 +218,23 @@ class _Cohort:
         """Put the step's noisy gradient into `theta.grad`; of the loss nothing is told."""
         assert self.private is not None
         total = torch.zeros_like(self.theta)
-        for micro, (batch, valid) in enumerate(self._batches(step)):
-            keys = None if self.keys is None else batch_keys(self.keys, step, micro)
+        for owners, places, batch, valid in self._parts(step):
+            keys = self.keys
+            if keys is not None:
+                keys = batch_keys(keys.index_select(0, owners), step, places)
+            theta = self.theta.index_select(0, owners)
             recorder = self.backend.binding.tap = Recorder()
             try:
                 logits = self.backend.forward(
-                    self.layout, self.theta, self.constants, batch.inputs, keys
+                    self.layout, theta, self.constants, batch.inputs, keys
                 )
             finally:
                 self.backend.binding.tap = None
             losses = mean_losses(self.setting.objective, logits, batch.labels)
             torch.where(valid.ravel(), losses, 0.0).sum().backward()  # type: ignore[no-untyped-call]
             names = [spec.name for spec in self.layout.trained]
-            samples = recorder.samples(names, self.setting.per_example, self.theta.dtype)
-            total += self.private.clipped(samples, valid)
+            samples = recorder.samples(names, self.setting.per_example, theta.dtype)
+            total += self.private.clipped(samples, valid, owners)
         self.theta.grad = self.private.noised(total)
         return torch.zeros_like(total[:, 0])
 
@@ -263,11 +266,30 @@ class _Cohort:
     def _batches(self, step: int) -> list[tuple[Batch, Tensor]]:
         steps = [self.works[k].steps[step] for k in self.active]
         folded = []
-        for micro in range(max(len(batches) for batches in steps)):  # no batch: noise alone
+        for micro in range(max(len(batches) for batches in steps)):
             rows, valid = fold([b[micro] if micro < len(b) else _NONE for b in steps])
             batch = self.setting.data.gather(torch.from_numpy(rows.ravel()).to(self.setting.device))
             folded.append((batch, torch.from_numpy(valid).to(self.setting.device)))
         return folded
+
+    def _parts(self, step: int) -> Iterator[tuple[Tensor, Tensor, Batch, Tensor]]:
+        """Parts of all clients' private batches: whose, which part, examples, which are real.
+
+        Each part is worked on as a client of its own, so that clients with more examples than
+        others cost no padding.
+        """
+        device = self.setting.device
+        steps = [self.works[k].steps[step] for k in self.active]
+        for first in range(0, max(map(len, steps)), 2 * PARTS):  # no part at all: noise alone
+            some = [
+                (owner, place, part)
+                for owner, parts in enumerate(steps)
+                for place, part in enumerate(parts[first : first + 2 * PARTS], first)
+            ]
+            rows, valid = fold([part for _, _, part in some])
+            batch = self.setting.data.gather(torch.from_numpy(rows.ravel()).to(device))
+            owners, places = (torch.tensor([one[i] for one in some], device=device) for i in (0, 1))
+            yield owners, places, batch, torch.from_numpy(valid).to(device)
 
     def _counts(self, batch: Batch, valid: Tensor) -> Tensor:
         counts = self.setting.objective.counts(batch.labels).to(self.theta.dtype)

@@ -79,7 +79,7 @@ def opacus_step(made, work, dtype):
     trained = [model.get_parameter(spec.parameter) for spec in made.layout.trained]
     for parameter in model.parameters():
         parameter.requires_grad_(any(parameter is one for one in trained))
-    (rows,) = work.steps[0]
+    rows = np.concatenate(work.steps[0])
     batch = made.data.gather(torch.from_numpy(rows))
     optimizer = torch.optim.SGD(trained, made.local.lr)
     loader = torch.utils.data.DataLoader(range(len(rows)), batch_size=len(rows))
@@ -141,11 +141,11 @@ def test_without_noise_and_bound_it_is_plain_training_on_the_same_batches(optimi
     for work, found in zip(works, private, strict=True):
         theta = made.layout.flatten(work.state).unsqueeze(0)
         plain, backend = StackedOptimizer(local, theta), CohortBackend(made)
-        for batches in work.steps:
-            one = ClientWork(work.client, made.layout.split(theta[0].clone()), (batches,), (1,),
-                             None, work.examples)  # fmt: skip
-            mean = backend.gradient([one]) * (len(batches[0]) / work.noise.divisor)
-            assert len(batches) == 1
+        for parts in work.steps:
+            rows = np.concatenate(parts)
+            start = made.layout.split(theta[0].clone())
+            one = ClientWork(work.client, start, ((rows,),), (1,), None, work.examples)
+            mean = backend.gradient([one]) * (len(rows) / work.noise.divisor)
             plain.step(theta, mean, torch.tensor([[local.lr]], dtype=theta.dtype))
         backend.close()
         assert distance(found, theta[0]) <= 1e-12
