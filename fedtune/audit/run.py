@@ -36,7 +36,7 @@ from fedtune.tasks.load import Task
 
 CONFIDENCE, BLIND = 0.95, 1.0
 UPLOADS = "every upload, white box"
-DOUBTED = "every upload, as if the noise were missing"
+DOUBTED = "every upload, noise doubted"
 Step = Callable[[str, int, int], None]
 
 

@@ -29,7 +29,7 @@ def draw_roc(
         included: which took part.
         promised: ε, if one is.
     """
-    figure = new_figure(7.2, 4.2)
+    figure = new_figure(7.6, 4.2)
     axes = figure.subplots()
     axes.plot(GRID, GRID, color=MUTED, linewidth=1.0, linestyle="dotted")
     if promised is not None and math.isfinite(promised):

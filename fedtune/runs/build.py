@@ -235,7 +235,8 @@ def settle_paths(scenario: Scenario) -> Scenario:
         settled.adapter.alpha = float(settled.adapter.rank)
     if settled.adapter.kind == "lora-sb":
         settled.adapter.init = frame_source(scenario)  # type: ignore[assignment]
-    settled.privacy.rounds = planned_rounds(scenario)
+    if settled.privacy.mechanism != "none":
+        settled.privacy.rounds = planned_rounds(scenario)
     return settled
 
 

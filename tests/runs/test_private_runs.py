@@ -20,6 +20,7 @@ from fedtune.privacy.streams import Streams
 from fedtune.runs.build import build, settle_paths
 from fedtune.runs.loop import ask_clients, one_round, start_state
 from fedtune.scenario import load_scenario
+from fedtune.scenario.privacy import PrivacySection
 from tests.runs.kit import adapter_bytes, lines, small
 
 PRIVATE = {"privacy": {"mechanism": "example", "noise_multiplier": 1.0, "clip": 0.5,
@@ -294,3 +295,10 @@ def test_a_private_client_tells_no_metric_and_no_gradient_whoever_asks():
         ask_clients(federation, state.arrays, 1)
     with pytest.raises(PermissionError, match="no gradient without noise"):
         federation.clients._work(0, 1, Gradient(state.arrays))
+
+
+def test_a_run_without_privacy_says_nothing_of_it():
+    """So that cells of comparisons that were trained before are found again."""
+    assert settle_paths(load_scenario("quickstart")).privacy == PrivacySection()
+    lengthened = settle_paths(load_scenario("quickstart", small(**SECRET)))
+    assert lengthened.privacy.rounds == 2
