@@ -123,8 +123,8 @@ class Budget:
         z, rate = spent.noise_multiplier, spent.sample_rate
         return ExampleNoise(self.section.clip, z, rate, examples * rate, self.streams, (0, client))
 
-    def noise(self, client: int, examples: int, place: tuple[int, ...]) -> ExampleNoise:
-        """What protects a client's steps.
+    def afford(self, client: int, examples: int) -> None:
+        """Refuse a round that a client cannot pay.
 
         Raises:
             Declined: if another round would exceed what it may spend.
@@ -132,6 +132,10 @@ class Budget:
         terms = self.terms(client, examples)
         self._check_count(client, terms)
         self._afford(client, terms.spent)
+
+    def noise(self, client: int, examples: int, place: tuple[int, ...]) -> ExampleNoise:
+        """What protects a client's steps."""
+        terms = self.terms(client, examples)
         return ExampleNoise(
             self.section.clip,
             terms.noise_multiplier,

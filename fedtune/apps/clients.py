@@ -156,6 +156,8 @@ class CohortClients:
         assert one.job is not None
         client, server_round = one.view.client, one.view.server_round
         try:
+            if self.budget is not None:
+                self.budget.afford(client, len(self.training_rows(client)))
             work = self._work(client, server_round, one.job)
         except Declined as declined:
             return declined

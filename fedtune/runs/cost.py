@@ -62,7 +62,7 @@ def folded(cohort: Sequence[ClientWork], data: Data) -> tuple[int, int]:
             batches = [batches[micro] for batches in active if micro < len(batches)]
             rows = max(map(len, batches)) * len(active)
             total += rows * int(data.widths(np.concatenate(batches)).max())
-    return steps, total
+    return steps, max(total, 1)  # private batches may all be empty
 
 
 def train_seconds(

@@ -13,6 +13,7 @@ from fedtune.adapters.layout import Tensors
 from fedtune.apps.budget import UserBudget
 from fedtune.cohort.engine import cohorts
 from fedtune.cohort.sizing import held_memory, peak_memory
+from fedtune.errors import Declined
 from fedtune.runs.build import Federation, build, settle_paths
 from fedtune.runs.cost import evaluation_seconds, probe, train_seconds
 from fedtune.runs.loop import start_state
@@ -119,6 +120,8 @@ def plan(scenario: str | Path | Scenario, overrides: Overrides = ()) -> Plan:
     updates = sum(map(len, taking_part))
     if not sent.exact:
         notes.append(LATER)
+    if spent := without_budget(federation):
+        notes.append(f"privacy: {spent} clients have no budget left for a round on this data")
     return Plan(
         strategy=federation.strategy.name,
         adapter=federation.scenario.adapter.kind,
@@ -174,6 +177,18 @@ def foreseen(federation: Federation) -> dict[str, list[float]] | None:
     }
     ranges = {name: [min(values), max(values)] for name, values in columns.items()}
     return {**ranges, "delta": [budget.section.delta]}
+
+
+def without_budget(federation: Federation) -> int:
+    """How many clients' ledgers forbid even one round."""
+    budget, found = federation.clients.budget, 0
+    for client in federation.task.clients.eligible if budget else ():
+        assert budget is not None
+        try:
+            budget.afford(client, len(federation.clients.training_rows(client)))
+        except Declined:
+            found += 1
+    return found
 
 
 def _participants(federation: Federation) -> list[list[int]]:

@@ -302,3 +302,12 @@ def test_a_run_without_privacy_says_nothing_of_it():
     assert settle_paths(load_scenario("quickstart")).privacy == PrivacySection()
     lengthened = settle_paths(load_scenario("quickstart", small(**SECRET)))
     assert lengthened.privacy.rounds == 2
+
+
+def test_plan_says_how_many_clients_have_nothing_left(tmp_path):
+    privacy = {"mechanism": "example", "epsilon": 4.0, "delta": 1e-4, "max_participations": 2}
+    changes = small(privacy={**privacy, "ledger": str(tmp_path / "ledger.jsonl")},
+                    clients__participation__value=1.0)  # fmt: skip
+    fedtune.run("quickstart", changes, tmp_path / "run")
+    notes = fedtune.plan("quickstart", changes).notes
+    assert "privacy: 6 clients have no budget left for a round on this data" in notes
