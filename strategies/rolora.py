@@ -71,7 +71,7 @@ class RoLoRA(AdapterStrategy):
 
     def heard(self, clients: list[int]) -> None:
         """Count the round, if there was a reply."""
-        self.done += bool(clients)
+        self.done += bool(clients) or self.mechanism is not None
 
 
 def _other(factor: str) -> str:

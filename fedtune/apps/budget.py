@@ -113,13 +113,15 @@ class Budget:
         return (Spent(z, rate, 1),)
 
     def opening_noise(self, client: int, examples: int) -> ExampleNoise:
-        """What protects it.
+        """What protects it, charged.
 
         Raises:
             Declined: if that would exceed what the client may spend.
         """
         (spent,) = self.opening(examples)
-        self._afford(client, spent)
+        with self.ledger.locked():
+            self._afford(client, spent)
+            self.ledger.charge([self._entry(client, 0, spent)])
         z, rate = spent.noise_multiplier, spent.sample_rate
         return ExampleNoise(self.section.clip, z, rate, examples * rate, self.streams, (0, client))
 
@@ -132,6 +134,28 @@ class Budget:
         terms = self.terms(client, examples)
         self._check_count(client, terms)
         self._afford(client, terms.spent)
+
+    def reserve(self, asked: Sequence[tuple[int, int, int]]) -> dict[int, Declined]:
+        """Charge clients for a training, before they train; those that cannot pay, and why.
+
+        What was charged stays so, whatever comes of the training: that it failed is told.
+
+        Args:
+            asked: (client, its examples, round), each client once.
+        """
+        declined, entries = {}, []
+        with self.ledger.locked():
+            for client, examples, server_round in asked:
+                try:
+                    self.afford(client, examples)
+                except Declined as reason:
+                    declined[client] = reason
+                    continue
+                entries.append(
+                    self._entry(client, server_round, self.terms(client, examples).spent)
+                )
+            self.ledger.charge(entries)
+        return declined
 
     def noise(self, client: int, examples: int, place: tuple[int, ...]) -> ExampleNoise:
         """What protects a client's steps."""
@@ -167,10 +191,9 @@ class Budget:
                 f"privacy.epsilon is {section.epsilon:g} ({len(entries)} releases so far)",
             )
 
-    def entry(self, client: int, server_round: int, noise: ExampleNoise, steps: int) -> Entry:
-        """What is to be charged for a training."""
-        rate = noise.rate
-        return Entry(client, self.data, self.run, server_round, noise.multiplier, rate, steps)
+    def _entry(self, client: int, server_round: int, spent: Spent) -> Entry:
+        z, rate, steps = spent.noise_multiplier, spent.sample_rate, spent.steps
+        return Entry(client, self.data, self.run, server_round, z, rate, steps)
 
     def spent(self) -> dict[int, float]:
         """ε of every client that released something."""

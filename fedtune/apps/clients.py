@@ -91,8 +91,6 @@ class CohortClients:
                 stage = "data" if kind == MessageType.TRAIN else "evaluate"
                 answers[index] = self._told(ClientFailure(client, stage, error))
         self._go_through(rounds)
-        if self.budget is not None:  # on disk before anything leaves
-            self.budget.ledger.charge([e for one in rounds if one.done for e in one.entries])
         answers.update({one.index: self._answer(one) for one in rounds})
         return [answers[index] for index in range(len(messages))]
 
@@ -148,7 +146,9 @@ class CohortClients:
             some = [
                 one for one in going if type(one.job) is kind and one.view.server_round == number
             ]
-            results = self._do([self._planned(one) for one in some], kind, number)
+            declined = self._reserved(some)
+            planned = [declined.get(one.view.client) or self._planned(one) for one in some]
+            results = self._do(planned, kind, number)
             for one, result in zip(some, results, strict=True):
                 one.advance(result)
 
@@ -156,24 +156,27 @@ class CohortClients:
         assert one.job is not None
         client, server_round = one.view.client, one.view.server_round
         try:
-            if self.budget is not None:
-                self.budget.afford(client, len(self.training_rows(client)))
-            work = self._work(client, server_round, one.job)
-        except Declined as declined:
-            return declined
+            return self._work(client, server_round, one.job)
         except Exception as error:
             return ClientFailure(client, "data", error)
-        if self.budget is not None and work.noise is not None:
-            steps = len(work.steps)
-            one.entries.append(self.budget.entry(client, server_round, work.noise, steps))
-        return work
+
+    def _reserved(self, some: list[Going]) -> dict[int, Declined]:
+        """Charge private clients for what they are about to train, on disk before anything is."""
+        if self.budget is None:
+            return {}
+        asked = [
+            (v.client, len(self.training_rows(v.client)), v.server_round)
+            for v in (one.view for one in some)
+        ]
+        return self.budget.reserve(asked)
 
     def _told(self, failure: ClientFailure) -> ClientFailure:
-        """What is told of a failure; of a private client only its kind, as texts may quote data."""
+        """What is told of a failure; of a private client no text, which may quote data."""
         if self.budget is None:
             return failure
-        kind = type(failure.__cause__ or failure).__name__
-        return ClientFailure(failure.client, failure.stage, f"{kind}, on private data")
+        told = ClientFailure(failure.client, failure.stage, "failed on private data")
+        told.__cause__ = failure.__cause__  # stays with the client
+        return told
 
     def _do(
         self, planned: list[ClientWork | ClientFailure], kind: type, server_round: int
@@ -185,7 +188,7 @@ class CohortClients:
         except Exception as error:
             if self.budget is None or isinstance(error, RunError):
                 raise
-            raise self._told(ClientFailure(works[0].client, "train", error)) from None
+            raise self._told(ClientFailure(works[0].client, "train", error)) from error
         return [done[one.client] if isinstance(one, ClientWork) else one for one in planned]
 
     def _answer(self, one: Going) -> Answer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from flwr.app import Message
 
@@ -10,7 +10,6 @@ from fedtune.adapters.layout import Tensors
 from fedtune.apps.rounds import ClientRound, ClientView, Done, Gradient, Train
 from fedtune.cohort.plan import ClientResult
 from fedtune.errors import ClientFailure
-from fedtune.privacy.ledger import Entry
 
 
 @dataclass
@@ -23,7 +22,6 @@ class Going:
         view: what the client knows.
         going: its coroutine.
         job: what waits to be done, None at the end.
-        entries: what it costs a private client.
         done: what came of it, and
         failure: what went wrong.
     """
@@ -32,8 +30,7 @@ class Going:
     message: Message
     view: ClientView
     going: ClientRound
-    job: Train | Gradient | None = field(default=None)
-    entries: list[Entry] = field(default_factory=list)
+    job: Train | Gradient | None = None
     done: Done | None = None
     failure: ClientFailure | None = None
 

@@ -98,7 +98,6 @@ def private_opening(
     if not made:
         noise = budget.opening_noise(client, len(rows))
         made = private_gradients(engine, rows, noise)
-        budget.ledger.charge([budget.entry(client, 0, noise, 1)])
     if str(config[PART]) == SKETCH:
         kept.update({KEPT_GRADIENT + name: one for name, one in made.items()})
     return made

@@ -87,7 +87,7 @@ class PlantedClients:
 
     Args:
         inner: the mechanism.
-        directions: (m, d) of norm 1; scaled to the clipping bound.
+        seed: of the directions, of norm 1; scaled to the clipping bound.
         included: (m,), which of them there are.
         rate: chance of each of them to take part in a round.
         streams: where who takes part comes from.
@@ -96,14 +96,14 @@ class PlantedClients:
     def __init__(
         self,
         inner: UserMechanism,
-        directions: Tensor,
+        seed: int,
         included: NDArray[np.bool_],
         rate: float,
         streams: Streams,
     ) -> None:
-        self.inner, self.directions, self.included = inner, directions, included
+        self.inner, self.seed, self.included = inner, seed, included
         self.rate, self.streams = rate, streams
-        self.scores = torch.zeros(len(directions), dtype=torch.float64)
+        self.scores = torch.zeros(len(included), dtype=torch.float64)
 
     @property
     def clip(self) -> float:
@@ -114,10 +114,11 @@ class PlantedClients:
         """The round's update; what it tells of each direction is added to `scores`."""
         drawn = self.streams.stream("canaries", server_round).random(len(self.included))
         taking_part = torch.from_numpy(self.included & (drawn < self.rate))
-        bound = self.clip
-        sent = self.directions[taking_part].to(updates) * bound
+        bound, width = self.clip, updates.shape[1]  # factors may take turns
+        theirs = directions(len(self.included), width, self.seed)
+        sent = theirs[taking_part].to(updates) * bound
         update = self.inner(torch.cat([updates, sent]), server_round)
-        found = self.directions.double() @ update.double().cpu()
+        found = theirs @ update.double().cpu()
         self.scores += found * (self.inner.expected / bound)
         return update
 

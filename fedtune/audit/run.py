@@ -23,7 +23,7 @@ from fedtune.audit.attacks import (
     standardised,
 )
 from fedtune.audit.bound import Bound, bound
-from fedtune.audit.canaries import Canaries, PlantedClients, directions, plant
+from fedtune.audit.canaries import Canaries, PlantedClients, plant
 from fedtune.audit.tokens import token_presence
 from fedtune.errors import Incompatible
 from fedtune.grids.arrays import records, to_tensors
@@ -210,13 +210,10 @@ def _audit_users(scenario: Scenario, count: int, seed: int, what: str, step: Ste
     eligible = list(federation.task.clients.eligible)
     rate = strategy.participation.expected(eligible) / len(eligible)
     included = np.random.default_rng(seed).random(count) < 0.5
-    size = sum(spec.size for spec in federation.adapted.layout.sent)
-    planted = PlantedClients(
-        strategy.mechanism, directions(count, size, seed), included, rate, Streams(None)
-    )
+    planted = PlantedClients(strategy.mechanism, seed, included, rate, Streams(None))
     strategy.mechanism = planted  # type: ignore[assignment]
     _rounds(federation, what, step, None)
-    scores = {"every model, white box": planted.scores.numpy()}
+    scores = {"every released update, white box": planted.scores.numpy()}
     return _attacks(scores, included, scenario.privacy.delta), federation, included, None
 
 
@@ -296,7 +293,7 @@ class _Uploads:
         others = np.setdiff1d(held, self.canaries.rows)
         rows = np.concatenate([self.canaries.rows[own], others])
         gradients = example_gradients(federation.engine, start, rows)
-        clip, noise = _strength(federation, client, len(held))
+        clip, noise = _strength(federation, client, len(others) + len(own) // 2)
         beliefs = {UPLOADS: noise, DOUBTED: 0.0}
         for name, scores in self.scores.items():
             found = decoded(gradients, layout.flatten(change), clip, beliefs[name])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fedtune.errors import RunError
 from fedtune.privacy.accounting import Sampling, Spent
 
 
@@ -69,19 +72,27 @@ class Ledger:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(asdict(entry)) + "\n" for entry in entries)
-        with self.path.open("ab", buffering=0) as file:
-            if file.write(self._whole_line() + text.encode()) is None:
-                raise OSError(f"{self.path}: cannot be written")
+        with self.path.open("ab") as file:
+            file.truncate(self._end())
+            file.write(text.encode())
+            file.flush()
             os.fsync(file.fileno())
 
-    def _whole_line(self) -> bytes:
-        """A line end where a kill cut the last line off."""
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Within it, no other process looks at what is left and spends it too."""
+        if self.path is None:
+            yield
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_name(f".{self.path.name}.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _end(self) -> int:
+        """Where the last whole line ends: a kill may have cut one off, whose reply never left."""
         assert self.path is not None
-        with self.path.open("rb") as file:
-            if file.seek(0, os.SEEK_END) == 0:
-                return b""
-            file.seek(-1, os.SEEK_END)
-            return b"" if file.read(1) == b"\n" else b"\n"
+        return self.path.read_bytes().rfind(b"\n") + 1
 
     def _catch_up(self) -> None:
         """Read what was added since, by whatever process; a line that was cut off is left out."""
@@ -92,15 +103,18 @@ class Ledger:
             data = file.read()
         whole = data[: data.rfind(b"\n") + 1]
         self._read += len(whole)
-        self._take([entry for line in whole.splitlines() if (entry := _entry(line)) is not None])
+        self._take([_entry(line, self.path) for line in whole.splitlines()])
 
     def _take(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
             self._entries.setdefault((entry.client, entry.data), []).append(entry)
 
 
-def _entry(line: bytes) -> Entry | None:
+def _entry(line: bytes, path: Path) -> Entry:
     try:
         return Entry(**json.loads(line))
     except (ValueError, TypeError):
-        return None
+        raise RunError(
+            f"{path}: a line of the ledger cannot be read, so that what was spent is not known: "
+            f"{line[:80]!r}"
+        ) from None

@@ -33,13 +33,13 @@ def statement(found: Found) -> str:
     return (
         "Each example of each client is hidden from everybody else who sees all that the client "
         f"ever sent, the server and the other clients included: {spent} at most, by the "
-        "client's own ledger; neighbours differ by one example, added or removed. How many "
-        "examples a client holds is not hidden, nor that it takes part."
+        "client's own ledger; neighbours differ in whether one example counts. How many examples "
+        "a client holds is not hidden, nor that it takes part."
     )
 
 
 NEIGHBOURS = {
-    "poisson": "neighbours differ by one client, added or removed",
+    "poisson": "neighbours differ in whether one client counts",
     "fixed": "neighbours differ by one client, replaced by another",
 }
 

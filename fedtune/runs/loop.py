@@ -239,9 +239,9 @@ def _private_line(line: Line, budget: Budget | UserBudget) -> Line:
     """
     if isinstance(budget, Budget):
         return {**line, "epsilon": {str(c): e for c, e in budget.spent().items()}}
-    hidden = {"client_ids", "coefficients", "train"}
+    hidden = {"client_ids", "coefficients", "train", "client_steps"}
     told = {name: value for name, value in line.items() if name not in hidden}
-    problems = [{**problem, "client": None} for problem in line["problems"]]
+    problems = [{**problem, "client": None, "reason": ""} for problem in line["problems"]]
     return {**told, "train": {}, "problems": problems, "epsilon": budget.spent()}
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedtune.adapters.kinds import find_kind
+from fedtune.adversaries.crafted import ATTACKS
 from fedtune.apps.budget import Budget, UserBudget, counted, likely_participations
 from fedtune.errors import Incompatible, ScenarioError
 from fedtune.participation import Participation
@@ -101,6 +102,38 @@ def check_user_level(cls: type[AdapterStrategy], scenario: Scenario, rule: str) 
         )
     if scenario.task.head == "local":
         raise Incompatible(f"task.head = 'local': its evaluation is not noised under {why}")
+    if scenario.local.client_momentum:
+        raise Incompatible(
+            f"local.client_momentum = {scenario.local.client_momentum}: clients keep it by name, "
+            f"which tells who took part; leave it out under {why}"
+        )
+    crafted = scenario.attack.kind in ATTACKS and scenario.attack.fraction > 0
+    if crafted and scenario.attack.knowledge == "all":
+        raise Incompatible(
+            f"attack.kind = {scenario.attack.kind!r}: malicious updates that follow from honest "
+            f"ones carry each client further than {why} counts; allowed: attack.knowledge = 'own'"
+        )
+
+
+def check_any_level(scenario: Scenario) -> None:
+    """Refuse what would enter the model without noise under either mechanism.
+
+    Raises:
+        Incompatible: with the reason, and what is allowed.
+    """
+    if scenario.privacy.mechanism == "none":
+        return
+    if scenario.task.validation is not None and scenario.run.early_stopping is not None:
+        raise Incompatible(
+            "run.early_stopping: would choose the model by examples of clients, which are looked "
+            "at without noise; leave it or task.validation out"
+        )
+    adapter, framed = scenario.adapter, scenario.adapter.init not in ("auto", "random")
+    if framed and adapter.init_step == "auto" and scenario.local.steps is None:
+        raise Incompatible(
+            "adapter.init_step = 'auto': follows from how many examples clients hold; give a "
+            "number, or local.steps"
+        )
 
 
 def sums_updates_alone(cls: type[AdapterStrategy]) -> bool:

@@ -8,7 +8,7 @@ from fedtune.adapters.layout import Layout
 from fedtune.errors import Incompatible
 from fedtune.rules import RULES, make_rule
 from fedtune.rules.base import Stateful
-from fedtune.runs.privacy import check_example_level, check_user_level
+from fedtune.runs.privacy import check_any_level, check_example_level, check_user_level
 from fedtune.scenario.schema import PreSection, RuleSection, Scenario, ServerOptimizerSection
 from fedtune.server.base import AdapterStrategy
 
@@ -23,6 +23,7 @@ def check_parts(cls: type[AdapterStrategy], scenario: Scenario, rule: str) -> No
         Incompatible: with the reason, and what is allowed.
     """
     cls.refuse(scenario)
+    check_any_level(scenario)
     check_example_level(cls, scenario)
     check_user_level(cls, scenario, rule)
     _check_rule(cls, scenario, rule)

@@ -139,9 +139,9 @@ def test_model_and_data_are_loaded_once_a_process_and_not_once_a_message(tmp_pat
     built = []
     real = client_app.build
 
-    def counting(scenario):
+    def counting(scenario, **more):
         built.append(scenario)
-        return real(scenario)
+        return real(scenario, **more)
 
     monkeypatch.setattr(client_app, "build", counting)
     done = on_flower(tmp_path / "run", small())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import pytest
 import torch
@@ -199,7 +200,10 @@ def test_an_error_quotes_no_data():
     with federation.serving.serving(), pytest.raises(ClientFailure) as caught:
         one_round(federation, start_state(federation, None), 1)
     assert "Jane" not in str(caught.value)
-    assert "ValueError" in str(caught.value)
+    assert "ValueError" not in str(caught.value)
+    assert isinstance(caught.value.__cause__, ValueError)  # stays with the client
+    budget = federation.clients.budget
+    assert len(budget.ledger.clients(budget.data)) == 3  # that it failed is told, and charged
 
 
 @pytest.mark.parametrize(
@@ -291,7 +295,7 @@ def test_a_private_client_tells_no_metric_and_no_gradient_whoever_asks():
     federation = built(**SECRET)
     strategy, state = federation.strategy, start_state(federation, None)
     strategy.fraction_evaluate = 1.0
-    with federation.serving.serving(), pytest.raises(ClientFailure, match="PermissionError"):
+    with federation.serving.serving(), pytest.raises(ClientFailure, match="failed on private data"):
         ask_clients(federation, state.arrays, 1)
     with pytest.raises(PermissionError, match="no gradient without noise"):
         federation.clients._work(0, 1, Gradient(state.arrays))
@@ -311,3 +315,21 @@ def test_plan_says_how_many_clients_have_nothing_left(tmp_path):
     fedtune.run("quickstart", changes, tmp_path / "run")
     notes = fedtune.plan("quickstart", changes).notes
     assert "privacy: 6 clients have no budget left for a round on this data" in notes
+
+
+def test_two_runs_on_one_ledger_cannot_both_spend_the_last_round(tmp_path):
+    privacy = {"mechanism": "example", "epsilon": 4.0, "delta": 1e-4, "max_participations": 1,
+               "ledger": str(tmp_path / "ledger.jsonl")}  # fmt: skip
+    changes = small(privacy=privacy, clients__participation__value=1.0)
+    one, other = (build(settle_paths(load_scenario("quickstart", changes))) for _ in range(2))
+    asked = [(c, len(one.clients.training_rows(c)), 1) for c in one.task.clients.eligible]
+    found = [[], []]
+    threads = [
+        threading.Thread(target=lambda b=b, f=f: f.append(b.clients.budget.reserve(asked)))
+        for b, f in zip((one, other), found, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(len(f[0]) for f in found) == [0, 6]

@@ -31,6 +31,7 @@ def test_nothing_that_is_written_tells_who_took_part_or_what_they_lost(tmp_path)
     for line in run.metrics:
         assert "client_ids" not in line
         assert "coefficients" not in line
+        assert "client_steps" not in line
         assert line["train"] == {}
         assert set(line["rule"]) == {"clip"}
     history = [Spent(2.0, 0.5, 4)]
@@ -130,6 +131,9 @@ def test_methods_that_sum_updates_run(tmp_path, strategy):
         ({"clients__participation": {"kind": "clock"}}, "one known rate"),
         ({"strategy__name": "fed-sb", "adapter__init": "client-dense"}, "before round 1"),
         ({"task__head": "local"}, "not noised"),
+        ({"local__client_momentum": 0.9}, "tells who took part"),
+        ({"attack__kind": "ipm"}, "attack.knowledge = 'own'"),
+        ({"task__validation": 0.2, "run__early_stopping": {}}, "without noise"),
     ],
 )
 def test_what_a_single_client_could_bend_is_refused_in_a_line(tmp_path, changes, message):
@@ -148,3 +152,18 @@ def test_noise_and_delta_that_cannot_be_are_refused(tmp_path, privacy, message):
     changes = changes_of(privacy={**USER["privacy"], **privacy})
     with pytest.raises(ScenarioError, match=message):
         fedtune.run("quickstart", changes, tmp_path / "run")
+
+
+def test_the_factor_in_turn_tells_nothing_of_who_came():
+    """RoLoRA's turns go on in a round to which nobody came."""
+    given = {"clients__participation": {"kind": "bernoulli", "value": 1e-9}}
+    changes = changes_of(**USER, **given, strategy__name="rolora")
+    federation = build(settle_paths(load_scenario("quickstart", changes)))
+    moved = []
+    with federation.serving.serving():
+        state = start_state(federation, None)
+        for server_round in (1, 2):
+            before = {name: tensor.clone() for name, tensor in state.arrays.items()}
+            one_round(federation, state, server_round)
+            moved.append({n for n, t in state.arrays.items() if not torch.equal(t, before[n])})
+    assert not [name for name in moved[0] & moved[1] if "lora" in name]
