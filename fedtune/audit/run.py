@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from flwr.app import ArrayRecord, Message
 from numpy.typing import NDArray
-from torch import Tensor
 
-from fedtune.adapters.layout import A, Tensors
+from fedtune.adapters.layout import Tensors
 from fedtune.audit.attacks import (
     by_alignment,
     by_loss,
-    decoded,
     example_gradients,
-    standardised,
 )
 from fedtune.audit.bound import Bound, bound
 from fedtune.audit.canaries import Canaries, PlantedClients, plant
 from fedtune.audit.tokens import token_presence
+from fedtune.audit.uploads import Uploads
 from fedtune.errors import Incompatible
-from fedtune.grids.arrays import records, to_tensors
 from fedtune.privacy.streams import Streams
 from fedtune.runs.build import Federation, build, settle_paths
-from fedtune.runs.loop import ServerState, one_round, start_state
+from fedtune.runs.loop import one_round, start_state
 from fedtune.scenario import Scenario, load_scenario
 from fedtune.scenario.loading import Overrides
 from fedtune.tasks.load import Task
 
 CONFIDENCE, BLIND = 0.95, 1.0
-UPLOADS = "every upload, white box"
-DOUBTED = "every upload, noise doubted"
 Step = Callable[[str, int, int], None]
 
 
@@ -188,8 +180,8 @@ def _audit_examples(scenario: Scenario, count: int, seed: int, what: str, step: 
 
     federation = build(scenario, change=change)
     (canaries,) = planted
-    watch = _Uploads(federation, canaries)
-    before, after = _rounds(federation, what, step, watch)
+    watch = Uploads(federation, canaries)
+    before, after = _rounds(federation, what, step)
     engine, layout = federation.engine, federation.adapted.layout
     gradients = example_gradients(engine, before, canaries.rows)
     moved = layout.flatten(after) - layout.flatten(before)
@@ -212,7 +204,7 @@ def _audit_users(scenario: Scenario, count: int, seed: int, what: str, step: Ste
     included = np.random.default_rng(seed).random(count) < 0.5
     planted = PlantedClients(strategy.mechanism, seed, included, rate, Streams(None))
     strategy.mechanism = planted  # type: ignore[assignment]
-    _rounds(federation, what, step, None)
+    _rounds(federation, what, step)
     scores = {"every released update, white box": planted.scores.numpy()}
     return _attacks(scores, included, scenario.privacy.delta), federation, included, None
 
@@ -224,9 +216,7 @@ def _attacks(
     return [Attack(n, bound(s, included, delta, confidence), s) for n, s in scores.items()]
 
 
-def _rounds(
-    federation: Federation, what: str, step: Step, watch: _Uploads | None
-) -> tuple[Tensors, Tensors]:
+def _rounds(federation: Federation, what: str, step: Step) -> tuple[Tensors, Tensors]:
     """Run; gives the tensors before and after."""
     rounds = federation.scenario.run.rounds
     with federation.serving.serving():
@@ -238,73 +228,6 @@ def _rounds(
             )
         before = dict(state.arrays)
         for server_round in range(1, rounds + 1):
-            if watch is not None:
-                watch.starts(state)
             one_round(federation, state, server_round)
             step(what, server_round, rounds)
     return before, dict(state.arrays)
-
-
-@dataclass
-class _Uploads:
-    """Reads every reply on its way, and scores the canaries of the client that sent it.
-
-    Attributes:
-        scores: sums over uploads, (m,), by what is believed of the noise.
-        first: the first upload in which an A moved, and its client.
-    """
-
-    federation: Federation
-    canaries: Canaries
-    scores: dict[str, Tensor] = field(init=False)
-    first: tuple[int, Tensors] | None = None
-
-    def __post_init__(self) -> None:
-        names = [UPLOADS] if self.federation.clients.budget is None else [UPLOADS, DOUBTED]
-        m = len(self.canaries.rows)
-        self.scores = {name: torch.zeros(m, dtype=torch.float64) for name in names}
-        self.state: Tensors = {}
-        clients = self.federation.clients
-        reply = clients.reply
-
-        def watched(message: Message, view: Any, done: Any) -> Message:
-            answer = reply(message, view, done)
-            self.look(view.client, view.state, answer)
-            return answer
-
-        clients.reply = watched  # type: ignore[method-assign]
-
-    def starts(self, state: ServerState) -> None:
-        """A round begins."""
-        self.state = dict(state.arrays)
-
-    def look(self, client: int, start: Tensors, answer: Message) -> None:
-        """Score the canaries of a client by what it sent."""
-        federation, layout = self.federation, self.federation.adapted.layout
-        sent = to_tensors(records(answer.content, ArrayRecord)[0])
-        names = [spec.name for spec in layout.trained]
-        change = {n: sent.get(n, start[n]).to(start[n]) - start[n] for n in names}
-        if self.first is None and any(bool(t.any()) for n, t in change.items() if n.endswith(A)):
-            self.first = (client, change)
-        own = np.flatnonzero(self.canaries.owners == client)
-        if len(own) < 2:
-            return
-        held = federation.clients.training_rows(client)
-        others = np.setdiff1d(held, self.canaries.rows)
-        rows = np.concatenate([self.canaries.rows[own], others])
-        gradients = example_gradients(federation.engine, start, rows)
-        clip, noise = _strength(federation, client, len(others) + len(own) // 2)
-        beliefs = {UPLOADS: noise, DOUBTED: 0.0}
-        for name, scores in self.scores.items():
-            found = decoded(gradients, layout.flatten(change), clip, beliefs[name])
-            scores[own] += standardised(found[: len(own)])
-
-
-def _strength(federation: Federation, client: int, examples: int) -> tuple[float, float]:
-    """C, and the noise's variance over that of how often an example is in a step."""
-    budget = federation.clients.budget
-    if budget is None:
-        return math.inf, 0.0
-    terms, clip = budget.terms(client, examples), budget.section.clip
-    z = terms.noise_multiplier
-    return clip, (z * clip) ** 2 / terms.sample_rate if z > 0 else 0.0
