@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedtune.adapters.layout import Layout, Tensors
 from fedtune.cohort.backend import Setting
 from fedtune.cohort.base_shift import BaseShift
+from fedtune.cohort.folding import folded_batches, folded_parts
 from fedtune.cohort.optimizer import StackedOptimizer
 from fedtune.cohort.per_example import Recorder
-from fedtune.cohort.plan import PARTS, ClientResult, ClientWork, out_of_patience, step_rates
+from fedtune.cohort.plan import ClientResult, ClientWork, out_of_patience, step_rates
 from fedtune.cohort.private import PrivateSteps, mean_losses
 from fedtune.cohort.pull import pulls_of
 from fedtune.cohort.stacked import (
@@ -29,8 +29,6 @@ from fedtune.cohort.stacked import (
     unstack,
 )
 from fedtune.tasks.base import Batch, Inputs, Rows
-
-_NONE = np.empty(0, dtype=np.int64)
 
 
 class CohortBackend:
@@ -199,7 +197,7 @@ class _Cohort:
 
     def backward(self, step: int) -> Tensor:
         """Accumulate the step's gradient in `theta.grad`; gives each client's loss, (K,)."""
-        batches = self._batches(step)
+        batches = list(folded_batches(self.setting, self._rows(step)))
         counted = [self._counts(batch, valid) for batch, valid in batches]
         total = torch.stack(counted).sum(0)
         loss = torch.zeros_like(total)
@@ -218,7 +216,7 @@ class _Cohort:
         """Put the step's noisy gradient into `theta.grad`; of the loss nothing is told."""
         assert self.private is not None
         total = torch.zeros_like(self.theta)
-        for owners, places, batch, valid in self._parts(step):
+        for owners, places, batch, valid in folded_parts(self.setting, self._rows(step)):
             keys = self.keys
             if keys is not None:
                 keys = batch_keys(keys.index_select(0, owners), step, places)
@@ -263,33 +261,8 @@ class _Cohort:
     def _store(self) -> None:
         self.final[self.active] = self.theta.detach()
 
-    def _batches(self, step: int) -> list[tuple[Batch, Tensor]]:
-        steps = [self.works[k].steps[step] for k in self.active]
-        folded = []
-        for micro in range(max(len(batches) for batches in steps)):
-            rows, valid = fold([b[micro] if micro < len(b) else _NONE for b in steps])
-            batch = self.setting.data.gather(torch.from_numpy(rows.ravel()).to(self.setting.device))
-            folded.append((batch, torch.from_numpy(valid).to(self.setting.device)))
-        return folded
-
-    def _parts(self, step: int) -> Iterator[tuple[Tensor, Tensor, Batch, Tensor]]:
-        """Parts of all clients' private batches: whose, which part, examples, which are real.
-
-        Each part is worked on as a client of its own, so that clients with more examples than
-        others cost no padding.
-        """
-        device = self.setting.device
-        steps = [self.works[k].steps[step] for k in self.active]
-        for first in range(0, max(map(len, steps)), 2 * PARTS):  # no part at all: noise alone
-            some = [
-                (owner, place, part)
-                for owner, parts in enumerate(steps)
-                for place, part in enumerate(parts[first : first + 2 * PARTS], first)
-            ]
-            rows, valid = fold([part for _, _, part in some])
-            batch = self.setting.data.gather(torch.from_numpy(rows.ravel()).to(device))
-            owners, places = (torch.tensor([one[i] for one in some], device=device) for i in (0, 1))
-            yield owners, places, batch, torch.from_numpy(valid).to(device)
+    def _rows(self, step: int) -> list[tuple[Rows, ...]]:
+        return [self.works[k].steps[step] for k in self.active]
 
     def _counts(self, batch: Batch, valid: Tensor) -> Tensor:
         counts = self.setting.objective.counts(batch.labels).to(self.theta.dtype)
@@ -310,19 +283,3 @@ class _Cohort:
             self.epoch_losses[k].append(sums[k] / steps)
             if out_of_patience(self.epoch_losses[k], rule):
                 self.stopped.add(k)
-
-
-def fold(batches: Sequence[Rows]) -> tuple[Rows, np.ndarray[tuple[int, int], np.dtype[np.bool_]]]:
-    """Pad batches to the longest: rows (K, b) and which of them are real, (K, b).
-
-    A padding row repeats an example of the same step, so it is always one that can be computed.
-    """
-    width = max(len(batch) for batch in batches)
-    spare = next(batch[0] for batch in batches if len(batch))
-    rows = np.full((len(batches), width), spare, dtype=np.int64)
-    valid = np.zeros((len(batches), width), dtype=np.bool_)
-    for k, batch in enumerate(batches):
-        rows[k, : len(batch)] = batch
-        rows[k, len(batch) :] = batch[0] if len(batch) else spare
-        valid[k, : len(batch)] = True
-    return rows, valid

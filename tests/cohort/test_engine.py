@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from fedtune.cohort.engine import Engine, Resolved, cohorts
+from fedtune.cohort.folding import fold
 from fedtune.cohort.onebyone import SequentialBackend
 from fedtune.cohort.plan import ClientResult, ClientWork
 from fedtune.cohort.probe import choose_backend
 from fedtune.cohort.sizing import client_bytes
-from fedtune.cohort.together import CohortBackend, fold
+from fedtune.cohort.together import CohortBackend
 from fedtune.errors import ClientFailure, RunError
 from fedtune.scenario.schema import LocalSection
 from tests.cohort import kit

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedtune.cohort import stacked, together
+from fedtune.cohort import folding, stacked, together
 from fedtune.cohort.onebyone import SequentialBackend
 from fedtune.cohort.plan import plan_work
 from fedtune.cohort.pull import Pull
@@ -175,8 +175,8 @@ def test_planted_bugs_are_caught(plant, monkeypatch):
             lambda self, batch, valid: valid.sum().double().expand(len(valid)),
         )
     elif plant == "padding":
-        real = together.fold
-        monkeypatch.setattr(together, "fold", lambda b: (real(b)[0], real(b)[1] | True))
+        real = folding.fold
+        monkeypatch.setattr(folding, "fold", lambda b: (real(b)[0], real(b)[1] | True))
     else:
         real_forward = stacked.StackedLoRA.forward
 
