@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fedtune.cohort.plan import planned_steps, sample_rate
-from fedtune.errors import Declined, Incompatible, RunError
+from fedtune.errors import Declined, Incompatible
 from fedtune.privacy.accounting import Spent, epsilon, noise_multiplier
 from fedtune.privacy.example import ExampleNoise
 from fedtune.privacy.ledger import Entry, Ledger
-from fedtune.privacy.spending import SERVER
+from fedtune.privacy.spending import exceeds, spent_epsilons
 from fedtune.privacy.streams import Streams
 from fedtune.scenario.privacy import PrivacySection
 from fedtune.scenario.schema import LocalSection
-
-SLACK = 1e-9
 
 
 @dataclass(frozen=True)
@@ -125,15 +122,16 @@ class Budget:
         z, rate = spent.noise_multiplier, spent.sample_rate
         return ExampleNoise(self.section.clip, z, rate, examples * rate, self.streams, (0, client))
 
-    def afford(self, client: int, examples: int) -> None:
-        """Refuse a round that a client cannot pay.
+    def afford(self, client: int, examples: int) -> Terms:
+        """What another round costs a client.
 
         Raises:
-            Declined: if another round would exceed what it may spend.
+            Declined: if that would exceed what it may spend.
         """
         terms = self.terms(client, examples)
         self._check_count(client, terms)
         self._afford(client, terms.spent)
+        return terms
 
     def reserve(self, asked: Sequence[tuple[int, int, int]]) -> dict[int, Declined]:
         """Charge clients for a training, before they train; those that cannot pay, and why.
@@ -147,13 +145,11 @@ class Budget:
         with self.ledger.locked():
             for client, examples, server_round in asked:
                 try:
-                    self.afford(client, examples)
+                    terms = self.afford(client, examples)
                 except Declined as reason:
                     declined[client] = reason
                     continue
-                entries.append(
-                    self._entry(client, server_round, self.terms(client, examples).spent)
-                )
+                entries.append(self._entry(client, server_round, terms.spent))
             self.ledger.charge(entries)
         return declined
 
@@ -184,7 +180,7 @@ class Budget:
         entries = self.ledger.entries(client, self.data)
         history = [*(entry.spent for entry in entries), more]
         after = epsilon(history, section.delta, section.accountant)
-        if after > section.epsilon * (1.0 + SLACK):
+        if exceeds(after, section.epsilon):
             raise Declined(
                 client,
                 f"its privacy budget is spent: ε would be {after:.3g} after another round, and "
@@ -197,15 +193,7 @@ class Budget:
 
     def spent(self) -> dict[int, float]:
         """ε of every client that released something."""
-        section = self.section
-        return {
-            client: epsilon(
-                [entry.spent for entry in self.ledger.entries(client, self.data)],
-                section.delta,
-                section.accountant,
-            )
-            for client in self.ledger.clients(self.data)
-        }
+        return spent_epsilons(self.section, self.data, self.ledger)
 
     def at_end(self, client: int, examples: int) -> float:
         """ε of a client that takes part as often as its budget is made for, spent before or not."""
@@ -214,59 +202,3 @@ class Budget:
         return epsilon(
             [*self.opening(examples), whole], self.section.delta, self.section.accountant
         )
-
-
-class UserBudget:
-    """What a server's rounds cost every client together.
-
-    Args:
-        section: the scenario's `[privacy]`.
-        data: name of the data set.
-        ledger: what rounds have cost.
-        round: the mechanism of one round.
-    """
-
-    def __init__(self, section: PrivacySection, data: str, ledger: Ledger, round: Spent) -> None:
-        self.section, self.data, self.ledger, self.round = section, data, ledger, round
-        self.run = uuid.uuid4().hex[:12]
-
-    def spent(self, more: int = 0) -> float:
-        """ε so far, and after so many more rounds."""
-        entries = self.ledger.entries(SERVER, self.data)
-        history = [*(entry.spent for entry in entries), replace(self.round, steps=more)]
-        return epsilon(history, self.section.delta, self.section.accountant)
-
-    def afford(self, server_round: int) -> None:
-        """Stop before a round that would exceed ε.
-
-        Raises:
-            RunError: saying what is spent.
-        """
-        limit, after = self.section.epsilon, self.spent(1)
-        if limit is not None and after > limit * (1.0 + SLACK):
-            raise RunError(
-                f"round {server_round}: the privacy budget is spent: ε would be {after:.3g}, and "
-                f"privacy.epsilon is {limit:g}; finished rounds stay as they are"
-            )
-
-    def charge(self, server_round: int) -> None:
-        """Write a round down, before anybody sees its model."""
-        z, rate, kind = self.round.noise_multiplier, self.round.sample_rate, self.round.sampling
-        entry = Entry(SERVER, self.data, self.run, server_round, z, rate, 1, kind)
-        self.ledger.charge([entry])
-
-
-def likely_participations(probability: float, rounds: int) -> int:
-    """Rounds that a client hardly ever exceeds: the mean and three standard deviations."""
-    mean = rounds * probability
-    most = mean + 3.0 * math.sqrt(mean * (1.0 - probability))
-    return max(1, min(rounds, math.ceil(most - SLACK)))
-
-
-def counted(draws: Sequence[Sequence[int]], clients: Sequence[int]) -> dict[int, int]:
-    """How often each client is among those drawn, at least once."""
-    found = dict.fromkeys(clients, 0)
-    for members in draws:
-        for client in members:
-            found[client] += 1
-    return {client: max(1, count) for client, count in found.items()}

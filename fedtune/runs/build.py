@@ -16,10 +16,11 @@ from fedtune.adapters.wrap import Adapted, wrap
 from fedtune.adversaries.grid import AttackGrid
 from fedtune.adversaries.ranks import RankAttackGrid
 from fedtune.adversaries.setup import Adversary, make_adversary
-from fedtune.apps.budget import Budget, UserBudget
+from fedtune.apps.budget import Budget
 from fedtune.apps.clients import CohortClients
 from fedtune.apps.server_data import ServerData
 from fedtune.apps.store import MemoryStore
+from fedtune.apps.user_budget import UserBudget
 from fedtune.cohort.backend import Setting
 from fedtune.cohort.engine import Engine, Resolved
 from fedtune.cohort.probe import choose_backend
@@ -30,7 +31,8 @@ from fedtune.grids.metered import MeteredGrid
 from fedtune.grids.node_grid import NodeGrid
 from fedtune.rules.trust import FLTrust
 from fedtune.runs.opening import make_opening
-from fedtune.runs.privacy import check_deltas, make_budget, make_user_privacy, planned_rounds
+from fedtune.runs.participations import planned_rounds
+from fedtune.runs.privacy import check_deltas, make_budget, make_user_privacy
 from fedtune.runs.refusals import check_factors
 from fedtune.runs.strategies import adapter_kind, delivered_roles, frame_source, make_strategy
 from fedtune.runs.traces import read_trace

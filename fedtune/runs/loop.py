@@ -15,8 +15,9 @@ from typing import Any, Protocol
 from flwr.app import ConfigRecord, Message, MessageType
 from torch import Tensor
 
-from fedtune.apps.budget import Budget, UserBudget
+from fedtune.apps.budget import Budget
 from fedtune.apps.opening import OPENING, REVEALED
+from fedtune.apps.user_budget import UserBudget
 from fedtune.cohort.plan import out_of_patience, planned_steps
 from fedtune.grids.arrays import to_record, to_tensors
 from fedtune.runs.build import Federation
@@ -176,15 +177,13 @@ def one_round(federation: Federation, state: ServerState, server_round: int) -> 
     strategy, grid, section = federation.strategy, federation.grid, federation.scenario.run
     budget = federation.budget
     if isinstance(budget, UserBudget):
-        budget.afford(server_round)
+        budget.reserve(server_round)
     messages = strategy.configure_train(server_round, to_record(state.arrays), ConfigRecord(), grid)
     messages = list(messages)
     sent = time.perf_counter()
     replies = list(grid.send_and_receive(messages))
     received = time.perf_counter()
     arrays, train = strategy.aggregate_train(server_round, replies)
-    if isinstance(budget, UserBudget):
-        budget.charge(server_round)
     trained = time.perf_counter() - started
     if arrays is not None:
         state.arrays = to_tensors(arrays)

@@ -8,13 +8,15 @@ from pathlib import Path
 
 from fedtune.adapters.kinds import find_kind
 from fedtune.adversaries.crafted import ATTACKS
-from fedtune.apps.budget import Budget, UserBudget, counted, likely_participations
+from fedtune.apps.budget import Budget
+from fedtune.apps.user_budget import UserBudget
 from fedtune.errors import Incompatible, ScenarioError
 from fedtune.participation import Participation
 from fedtune.privacy.accounting import Sampling, Spent, noise_multiplier
 from fedtune.privacy.ledger import Ledger
 from fedtune.privacy.streams import Streams
 from fedtune.privacy.user import UserMechanism
+from fedtune.runs.participations import most_participations, planned_rounds
 from fedtune.scenario import Scenario
 from fedtune.server.base import AdapterStrategy
 from fedtune.server.hooks import Hooks
@@ -206,29 +208,6 @@ def make_budget(
     asked = scenario.adapter.kind == "lora-sb" and scenario.adapter.init.startswith("client")
     opening = scenario.adapter.init_examples if asked else None
     return Budget(section, scenario.local, scenario.task.data, ledger, most, seed, opening)
-
-
-def most_participations(
-    scenario: Scenario, clients: ClientRows, taking_part: Participation
-) -> dict[int, int]:
-    """How often each client's budget lets it take part."""
-    section, eligible = scenario.privacy, list(clients.eligible)
-    if isinstance(section.max_participations, int):
-        return dict.fromkeys(eligible, section.max_participations)
-    rounds = planned_rounds(scenario)
-    if taking_part.kind in ("clock", "trace"):
-        return counted([taking_part.draw(eligible, r) for r in range(1, rounds + 1)], eligible)
-    chances = taking_part.probabilities(eligible)
-    return {
-        client: likely_participations(float(chance), rounds)
-        for client, chance in zip(eligible, chances, strict=True)
-    }
-
-
-def planned_rounds(scenario: Scenario) -> int:
-    """Rounds that ε is planned for."""
-    rounds = scenario.privacy.rounds
-    return rounds if isinstance(rounds, int) else scenario.run.rounds
 
 
 def check_deltas(budget: Budget, sizes: dict[int, int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import pytest
 import torch
@@ -167,3 +168,39 @@ def test_the_factor_in_turn_tells_nothing_of_who_came():
             one_round(federation, state, server_round)
             moved.append({n for n, t in state.arrays.items() if not torch.equal(t, before[n])})
     assert not [name for name in moved[0] & moved[1] if "lora" in name]
+
+
+def test_two_runs_on_one_ledger_cannot_both_spend_the_last_round(tmp_path):
+    changes = changes_of(**USER, run__rounds=1)
+    changes["privacy"] = {**USER["privacy"], "ledger": str(tmp_path / "ledger.jsonl"),
+                          "noise_multiplier": None, "epsilon": 4.0}  # fmt: skip
+    runs = [build(settle_paths(load_scenario("quickstart", changes))) for _ in range(2)]
+    refused: list[RunError] = []
+
+    def reserve(federation):
+        try:
+            federation.budget.reserve(1)
+        except RunError as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=reserve, args=(run,)) for run in runs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(refused) == 1
+    assert len(runs[0].budget.ledger.entries(-1, runs[0].budget.data)) == 1
+
+
+def test_a_ledger_of_both_mechanisms_tells_each_its_own(tmp_path):
+    ledger = str(tmp_path / "ledger.jsonl")
+    user = changes_of(**USER, run__rounds=2)
+    user["privacy"] = {**USER["privacy"], "ledger": ledger}
+    example = small(privacy={**USER["privacy"], "mechanism": "example", "delta": 1e-4,
+                             "ledger": ledger})  # fmt: skip
+    fedtune.run("quickstart", user, tmp_path / "user")
+    own = fedtune.run("quickstart", example, tmp_path / "example")
+    assert min(map(int, own.metrics[-1]["epsilon"])) >= 0
+    assert list(
+        fedtune.run("quickstart", user, tmp_path / "more").summary["privacy"]["clients"]
+    ) == ["-1"]

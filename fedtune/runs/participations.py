@@ -1,0 +1,49 @@
+"""How often clients take part, as far as a budget must foresee it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from fedtune.participation import Participation
+from fedtune.scenario import Scenario
+from fedtune.tasks.clients import ClientRows
+
+
+def most_participations(
+    scenario: Scenario, clients: ClientRows, taking_part: Participation
+) -> dict[int, int]:
+    """How often each client's budget lets it take part."""
+    section, eligible = scenario.privacy, list(clients.eligible)
+    if isinstance(section.max_participations, int):
+        return dict.fromkeys(eligible, section.max_participations)
+    rounds = planned_rounds(scenario)
+    if taking_part.kind in ("clock", "trace"):
+        return counted([taking_part.draw(eligible, r) for r in range(1, rounds + 1)], eligible)
+    chances = taking_part.probabilities(eligible)
+    return {
+        client: likely_participations(float(chance), rounds)
+        for client, chance in zip(eligible, chances, strict=True)
+    }
+
+
+def planned_rounds(scenario: Scenario) -> int:
+    """Rounds that ε is planned for."""
+    rounds = scenario.privacy.rounds
+    return rounds if isinstance(rounds, int) else scenario.run.rounds
+
+
+def likely_participations(probability: float, rounds: int) -> int:
+    """Rounds that a client hardly ever exceeds: the mean and three standard deviations."""
+    mean = rounds * probability
+    most = mean + 3.0 * math.sqrt(mean * (1.0 - probability))
+    return max(1, min(rounds, math.ceil(most - 1e-9)))
+
+
+def counted(draws: Sequence[Sequence[int]], clients: Sequence[int]) -> dict[int, int]:
+    """How often each client is among those drawn, at least once."""
+    found = dict.fromkeys(clients, 0)
+    for members in draws:
+        for client in members:
+            found[client] += 1
+    return {client: max(1, count) for client, count in found.items()}
