@@ -1,11 +1,13 @@
 """Which parts go together: every combination is built and run for two rounds, or refused.
 
-.venv/bin/python scripts/combinations.py [--only-pairs]     # minutes on 2 CPU cores
+.venv/bin/python scripts/combinations.py [--only-privacy]   # 25 minutes on 2 CPU cores
 
 1. Every adapter kind with every rule, pre-aggregator, server optimiser and head policy (the full
    product), under the strategy that brings the kind.
 2. Every strategy with every kind, and on each accepted pair every rule, pre-aggregator, server
    optimiser and head policy, one changed at a time.
+
+3. Every strategy with every kind that it accepts and every rule under both mechanisms of privacy.
 
 Writes docs/methods/combinations.md. A combination that runs must change the model and keep it
 finite; one that is refused must say why before anything is trained.
@@ -38,6 +40,11 @@ RULES = [name for name in RULE.own if name != "auto"]
 PRE: list[str] = ["none", *get_args(PreName)]
 OPTIMIZERS: list[str] = list(get_args(ServerOptimizerName))
 HEADS = ["shared", "frozen", "local"]
+PRIVATE = "## Under differential privacy\n"
+MECHANISMS = {
+    "example": {"privacy.clip": 1.0, "privacy.noise_multiplier": 1.0, "privacy.delta": 1e-5},
+    "user": {"privacy.clip": 1.0, "privacy.noise_multiplier": 1.0, "privacy.delta": 0.1},
+}
 SMALL = {
     "clients.count": 6,
     "clients.participation.value": 1.0,
@@ -117,22 +124,41 @@ def one_at_a_time() -> Iterator[tuple[tuple[str, ...], Options]]:
                 yield (name, kind, *parts), {**named, **options_of(*parts)}
 
 
+def privately() -> Iterator[tuple[tuple[str, ...], Options]]:
+    """Every strategy and kind that it accepts, and every rule of the plainest, under privacy."""
+    for name, (mechanism, given) in itertools.product(strategy_names(), MECHANISMS.items()):
+        private = {"privacy.mechanism": mechanism, **given}
+        for kind in sorted(find_strategy(name).accepts):
+            named = {"strategy.name": name, "adapter.kind": kind}
+            yield (name, kind, mechanism), {**named, **private}
+        if name == "fedavg":
+            for rule in RULES:
+                yield (rule, mechanism), {**private, "strategy.rule": rule}
+
+
 def main() -> None:
     """Run them and write the page."""
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--only-pairs", action="store_true", help="leave the full product out")
-    only_pairs = arguments.parse_args().only_pairs
-    library, started = Library(), time.perf_counter()
+    arguments.add_argument("--only-privacy", action="store_true", help="keep the page's rest")
+    only_privacy = arguments.parse_args().only_privacy
+    library = Library()
+    private = {key: outcome(options, library) for key, options in privately()}
+    written = OUT.read_text("utf-8").split(PRIVATE)[0] if only_privacy else whole_page(library)
+    OUT.write_text(written + "\n".join(private_part(private)), "utf-8")
+
+
+def whole_page(library: Library) -> str:
+    """All that privacy has no part in."""
+    started = time.perf_counter()
     alone = {key: outcome(options, library) for key, options in one_at_a_time()}
     print(f"{len(alone)} one at a time, {time.perf_counter() - started:.0f} s", flush=True)
     whole: dict[tuple[str, ...], str] = {}
-    for key, options in product() if not only_pairs else ():
+    for key, options in product():
         whole[key] = outcome(options, library)
         if len(whole) % 500 == 0:
             print(f"{len(whole)} of the product, {time.perf_counter() - started:.0f} s", flush=True)
     seconds = time.perf_counter() - started
-    if not only_pairs:
-        OUT.write_text("\n".join(page(alone, whole, seconds)), "utf-8")
+    return "\n".join(page(alone, whole, seconds))
 
 
 def page(
@@ -163,6 +189,37 @@ def page(
     yield "\nWhy the others do not:\n"
     yield from (f"- {reason}: {count:,}" for reason, count in _reasons(whole))
     yield ""
+
+
+def private_part(found: dict[tuple[str, ...], str]) -> Iterator[str]:
+    """Lines on what runs under which mechanism."""
+    said = sorted({_private_reason(why) for why in found.values() if why != "ok"})
+    numbers = {reason: number for number, reason in enumerate(said, 1)}
+
+    def cell(key: tuple[str, ...]) -> str:
+        return "✓" if found[key] == "ok" else f"– ({numbers[_private_reason(found[key])]})"
+
+    columns = [f"{mechanism} level" for mechanism in MECHANISMS]
+    yield PRIVATE
+    yield (
+        "`scripts/combinations.py --only-privacy`: two rounds each, noise multiplier 1; "
+        "[what it promises](../privacy.md).\n"
+    )
+    kept = {key[:-1]: [cell((*key[:-1], m)) for m in MECHANISMS] for key in found}
+    pairs = [(", ".join(key), cells) for key, cells in kept.items() if len(key) == 2]
+    rules = [(key[0], cells) for key, cells in kept.items() if len(key) == 1]
+    yield from _table("strategy, kind", columns, pairs)
+    yield ""
+    yield from _table("rule (fedavg)", columns, rules)
+    yield "\n–: refused before anything is trained, for reason\n"
+    yield from (f"{number}. {reason}" for reason, number in numbers.items())
+    yield ""
+
+
+def _private_reason(text: str) -> str:
+    """A refusal's key and why, whatever the value."""
+    key, _, why = text.removeprefix("scenario: ").partition(": ")
+    return f"`{key.split(' = ')[0]}`: {re.sub(r', and privacy.mechanism.*|; allowed.*', '', why)}"
 
 
 def _kinds(alone: dict[tuple[str, ...], str], name: str) -> list[str]:
