@@ -13,7 +13,7 @@ ORDER = [
     "errors", "files", "randomness", "version", "scenario", "adapters", "tasks", "privacy",
     "cohort",
     "rules", "participation", "grids", "adversaries", "apps", "server", "strategies",
-    "reporting", "runs", "audit", "comparison", "cli",
+    "reporting", "runs", "deploy", "audit", "comparison", "cli",
 ]  # fmt: skip
 MATHEMATICS = {"adapters", "privacy", "cohort", "rules", "randomness", "participation"}
 PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy"}

@@ -50,6 +50,7 @@ class Budget:
         participations: how often each client is to take part at most.
         seed: of streams that can be had again; None: they are secret.
         opening_examples: of a client in what it sends before round 1; None: it sends nothing.
+        limit: ε that a client itself allows on its data, whatever the scenario says.
     """
 
     def __init__(
@@ -61,11 +62,12 @@ class Budget:
         participations: Mapping[int, int],
         seed: int | None = None,
         opening_examples: int | None = None,
+        limit: float | None = None,
     ) -> None:
         self.section, self.local, self.data, self.ledger = section, local, data, ledger
         self.participations, self.streams = participations, Streams(seed)
         self.run = uuid.uuid4().hex[:12]
-        self.opening_examples = opening_examples
+        self.opening_examples, self.limit = opening_examples, limit
 
     def check(self, client: int, examples: int) -> None:
         """Refuse a δ that would let an example of this client be published.
@@ -175,16 +177,17 @@ class Budget:
 
     def _afford(self, client: int, more: Spent) -> None:
         section = self.section
-        if section.epsilon is None:
+        limits = [limit for limit in (section.epsilon, self.limit) if limit is not None]
+        if not limits:
             return
         entries = self.ledger.entries(client, self.data)
         history = [*(entry.spent for entry in entries), more]
         after = epsilon(history, section.delta, section.accountant)
-        if exceeds(after, section.epsilon):
+        if exceeds(after, min(limits)):
             raise Declined(
                 client,
                 f"its privacy budget is spent: ε would be {after:.3g} after another round, and "
-                f"privacy.epsilon is {section.epsilon:g} ({len(entries)} releases so far)",
+                f"{min(limits):g} is allowed ({len(entries)} releases so far)",
             )
 
     def _entry(self, client: int, server_round: int, spent: Spent) -> Entry:

@@ -14,6 +14,7 @@ import click
 import typer
 
 from fedtune import __version__
+from fedtune.cli import deploying
 from fedtune.cli.auditing import audit
 from fedtune.cli.comparing import compare, report
 from fedtune.cli.options import Interrupted, Json, SetOption
@@ -98,6 +99,7 @@ def plan(
 app.command()(compare)
 app.command()(report)
 app.command()(audit)
+app.add_typer(deploying.app)
 
 
 @app.command()

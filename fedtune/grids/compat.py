@@ -12,6 +12,14 @@ from flwr.common.constant import (
     ErrorCode,
     SType,
 )
+from flwr.common.serde import (
+    message_from_proto,
+    message_to_proto,
+    recorddict_from_proto,
+    recorddict_to_proto,
+)
+from flwr.proto.message_pb2 import Message as MessageProto
+from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -21,8 +29,12 @@ __all__ = [
     "NUMPY_STYPE",
     "Run",
     "array_record",
+    "content_from_bytes",
+    "content_to_bytes",
     "envelope_bytes",
     "make_run",
+    "message_from_bytes",
+    "message_to_bytes",
     "set_message_id",
     "task_identity",
     "with_content",
@@ -77,3 +89,25 @@ def envelope_bytes(message: Message) -> int:
     if message.has_error():
         return len(message.deflate())
     return len(with_content(message, RecordDict()).deflate())
+
+
+def message_to_bytes(message: Message) -> bytes:
+    """A whole message, its content included, as protocol buffers."""
+    data: bytes = message_to_proto(message).SerializeToString()
+    return data
+
+
+def message_from_bytes(data: bytes) -> Message:
+    """The message of `message_to_bytes`."""
+    return message_from_proto(MessageProto.FromString(data))
+
+
+def content_to_bytes(content: RecordDict) -> bytes:
+    """A message's content as protocol buffers."""
+    data: bytes = recorddict_to_proto(content).SerializeToString()
+    return data
+
+
+def content_from_bytes(data: bytes) -> RecordDict:
+    """The content of `content_to_bytes`."""
+    return recorddict_from_proto(RecordDictProto.FromString(data))

@@ -38,9 +38,9 @@ from fedtune.runs.strategies import adapter_kind, delivered_roles, frame_source,
 from fedtune.runs.traces import read_trace
 from fedtune.scenario.schema import Scenario
 from fedtune.server.base import AdapterStrategy
-from fedtune.tasks.base import Rows
+from fedtune.tasks.clients import AbsentRows
 from fedtune.tasks.library import Library
-from fedtune.tasks.load import Task, load_task
+from fedtune.tasks.load import Parts, Task, load_task
 
 DTYPES = {
     "float32": torch.float32,
@@ -90,7 +90,7 @@ class Federation:
 
 def build(
     scenario: Scenario,
-    parts: list[Rows] | None = None,
+    parts: Parts = None,
     resolved: Resolved | None = None,
     on_resolve: Callable[[Resolved], None] = lambda resolved: None,
     outer: Grid | None = None,
@@ -101,7 +101,7 @@ def build(
     """Build a run.
 
     Args:
-        parts: the rows of each client, and
+        parts: the rows of each client, or what deals them, and
         resolved: what the engine settled, where a run is taken up again.
         on_resolve: told of each thing that the engine settles.
         outer: Flower's grid, where clients are in other processes; by default they are in this one.
@@ -153,7 +153,10 @@ def build(
     holdout = own.held_share if head == "local" else own.holdout or 0.0
     store = MemoryStore()
     method = type(strategy).client_round
-    budget = make_budget(scenario, task.clients, strategy.participation, folder)
+    absent = isinstance(task.clients, AbsentRows)
+    if absent and outer is None:
+        raise ScenarioError("task.data = 'clients': only in a deployment; see fedtune deploy")
+    budget = None if absent else make_budget(scenario, task.clients, strategy.participation, folder)
     clients = CohortClients(runner, task.clients, store, scenario.run.seed, holdout, method, budget)
     if budget is not None:
         check_deltas(budget, {c: len(clients.training_rows(c)) for c in task.clients.eligible})
@@ -167,8 +170,12 @@ def build(
     grid = (
         CohortGrid(clients, eligible, on_error)
         if outer is None
+        else outer
+        if isinstance(outer, NodeGrid)
         else NodeGrid(outer, len(task.clients), eligible, on_error)
     )
+    if isinstance(grid, NodeGrid):
+        grid.eligible = eligible
     troubled = _troubled(grid, adversary, scenario, strategy)
     return Federation(
         scenario,

@@ -18,7 +18,7 @@ from fedtune.files import PARTIAL, Locked, append_line, locked, write_atomically
 from fedtune.scenario import Scenario, dump_scenario, load_scenario
 from fedtune.tasks.base import Rows
 
-LOCK = ".lock"
+LOCK, DEPLOYMENT = ".lock", "deployment"
 
 
 class RunDirectory:
@@ -80,6 +80,11 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def deployment(self) -> Path:
+        """The folder of a deployment's own files, there before the run is."""
+        return self.path / DEPLOYMENT
 
     @property
     def adapter(self) -> Path:
@@ -219,5 +224,5 @@ class RunDirectory:
 
 
 def _is_ours(entry: Path) -> bool:
-    """Whether a directory entry is more than what a kill left of a first file, or a lock."""
-    return not entry.name.endswith(PARTIAL) and entry.name != LOCK
+    """Whether an entry is more than what a kill left of a first file, or what comes before."""
+    return not entry.name.endswith(PARTIAL) and entry.name not in (LOCK, DEPLOYMENT)

@@ -19,6 +19,7 @@ from fedtune.scenario import Scenario, load_scenario
 from fedtune.scenario.loading import validate
 
 SCENARIO, OUT, RESUME, REPORT = "scenario", "out", "resume", "report"
+FEDERATION, NODES = "federation", "nodes"
 
 
 def scenario_of(run_config: Mapping[str, Any]) -> Scenario:
@@ -65,7 +66,12 @@ def store_of(scenario: Scenario, run_config: Mapping[str, Any], message: Message
 
     Training in a round starts from what held before it, evaluating after a round sees it.
     """
+    folder = Path(str(run_config.get(OUT, ""))) / KEPT
+    return store_in(folder, scenario, message)
+
+
+def store_in(folder: Path, scenario: Scenario, message: Message) -> ClientStore:
+    """What a client kept in a folder, as far as a message may see it."""
     trains = message.metadata.message_type in (MessageType.TRAIN, OPENING)
     before = message_round(message) + (0 if trains else 1)
-    folder = Path(str(run_config.get(OUT, ""))) / KEPT
     return FileStore(folder, before, scenario.run.checkpoint_every)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedtune.runs import api
 from fedtune.runs.flower import OUT, REPORT, RESUME, SCENARIO, check_out, scenario_of
+from fedtune.runs.loop import Observer
 from fedtune.runs.progress import ConsoleObserver
 from fedtune.runs.server_files import Reporting, write_failure
 
@@ -23,10 +26,20 @@ def main(grid: Grid, context: Context) -> None:
     under `runs/`), `resume` (whether `out` is a run to go on with) and `report` (a folder for the
     files that tell another process how it goes).
     """
-    config = context.run_config
+    serve(grid, context.run_config)
+
+
+def serve(
+    grid: Grid, config: Mapping[str, Any], around: Callable[[Observer], Observer] = lambda o: o
+) -> None:
+    """Run, or take up, what a run configuration says, over a grid.
+
+    Args:
+        around: puts another observer around the console's.
+    """
     out, report = str(config.get(OUT, "")), str(config.get(REPORT, ""))
     console = ConsoleObserver()
-    observer = Reporting(Path(report), console) if report else console
+    observer = around(Reporting(Path(report), console) if report else console)
     try:
         scenario = scenario_of(config)
         check_out(scenario, config)

@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 from fedtune.errors import Incompatible, ScenarioError
 from fedtune.scenario.schema import INCOMPATIBLE, Scenario
 
+Model = TypeVar("Model", bound=BaseModel)
 Overrides = Mapping[str, Any] | Sequence[str]
 _TYPE_NAMES = {"str", "int", "float", "bool", "list", "dict"}
 _NAMED = {"strategy": "name", "attack": "kind"}
@@ -76,12 +77,31 @@ def _forget_parameters(raw: dict[str, Any], section: str, key: str, named: list[
 
 def validate(raw: dict[str, Any]) -> Scenario:
     """The scenario of a plain dictionary; raises `ScenarioError` with one line."""
+    return validate_as(Scenario, raw)
+
+
+def validate_as(model: type[Model], raw: dict[str, Any]) -> Model:
+    """The settings of a plain dictionary; raises `ScenarioError` with one line."""
     try:
-        return Scenario.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
         kinds = {detail["type"] for detail in error.errors()}
         cls = Incompatible if kinds == {INCOMPATIBLE} else ScenarioError
-        raise cls(_one_line(error)) from None
+        raise cls(_one_line(model, error)) from None
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """A TOML file; raises `ScenarioError` with one line.
+
+    Args:
+        what: the file is called in it.
+    """
+    try:
+        return tomllib.loads(path.read_text("utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScenarioError(f"{what} = {str(path)!r}: cannot be read ({error})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ScenarioError(f"{what} = {str(path)!r}: not valid TOML ({error})") from None
 
 
 def dump_scenario(scenario: Scenario) -> str:
@@ -103,16 +123,8 @@ def _read(source: str | Path) -> dict[str, Any]:
                 f"scenario = {str(source)!r}: no such file, and not one of the shipped scenarios "
                 f"({', '.join(scenario_names())})"
             )
-        text = shipped.read_text("utf-8")
-    else:
-        try:
-            text = path.read_text("utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ScenarioError(f"scenario = {str(source)!r}: cannot be read ({error})") from None
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ScenarioError(f"scenario = {str(source)!r}: not valid TOML ({error})") from None
+        return tomllib.loads(shipped.read_text("utf-8"))
+    return read_toml(path, "scenario")
 
 
 def _parse(text: str) -> tuple[str, Any]:
@@ -137,16 +149,16 @@ def _put(raw: dict[str, Any], key: str, value: Any) -> None:
         table.pop(_EXCLUSIVE[key], None)
 
 
-def _one_line(error: ValidationError) -> str:
+def _one_line(model: type[BaseModel], error: ValidationError) -> str:
     details = error.errors(include_url=False)
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    return _line(details[0]) + more
+    return _line(model, details[0]) + more
 
 
-def _line(detail: ErrorDetails) -> str:
+def _line(model: type[BaseModel], detail: ErrorDetails) -> str:
     path = [str(part) for part in detail["loc"]]
     if detail["type"] == "extra_forbidden":
-        return _unknown_key(path)
+        return _unknown_key(model, path)
     known = [part for part in path if part.isidentifier() and part not in _TYPE_NAMES]
     key = ".".join(known) or "scenario"
     given = "" if isinstance(detail["input"], dict | BaseModel) else f" = {detail['input']!r}"
@@ -154,8 +166,7 @@ def _line(detail: ErrorDetails) -> str:
     return f"{key}{given}: {reason[0].lower()}{reason[1:]}"
 
 
-def _unknown_key(path: list[str]) -> str:
-    model: type[BaseModel] = Scenario
+def _unknown_key(model: type[BaseModel], path: list[str]) -> str:
     for part in path[:-1]:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
         for choice in (annotation, *get_args(annotation)):

@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from fedtune.scenario.clients import ClientsSection
 from fedtune.scenario.compare import CompareSection
+from fedtune.scenario.deploy import DeploySection
 from fedtune.scenario.names import ADAPTERS_GROUP, RULES_GROUP, Named
 from fedtune.scenario.privacy import PrivacySection
 from fedtune.scenario.section import Beta, OpenSection, Section, Share
@@ -238,6 +239,7 @@ class Scenario(Section):
     attack: AttackSection = AttackSection()
     faults: FaultsSection = FaultsSection()
     engine: EngineSection = EngineSection()
+    deploy: DeploySection = DeploySection()
     run: RunSection = RunSection()
     compare: CompareSection | None = Field(
         None, description="what `fedtune compare` varies; a run takes no notice of it"

@@ -10,6 +10,7 @@ from fedtune.scenario.section import Section
 
 LINEAR, SQUARES = "builtin:linear", "builtin:least-squares"
 CONV = "builtin:conv"
+CLIENTS = "clients"
 
 
 class TaskSection(Section):
@@ -22,9 +23,12 @@ class TaskSection(Section):
     data: str = Field(
         "builtin:digits",
         description="builtin:, a file (csv, tsv, jsonl, parquet, txt), a folder of train and test "
-        "files or one saved by datasets, or a hub name",
+        "files or one saved by datasets, or a hub name; clients: each brings its own, in a "
+        "deployment",
     )
-    test: str | None = Field(None, description="file of the test split, where data is a file")
+    test: str | None = Field(
+        None, description="file of the test split, where data is a file, or the clients'"
+    )
     subset: str | None = Field(None, description="configuration of a hub data set")
     train_split: str = Field("train", description="split that clients hold")
     test_split: str = Field("test", description="split of the central evaluation")
@@ -51,6 +55,9 @@ class TaskSection(Section):
     text: str = Field("text", description="column of the text")
     text_pair: str | None = Field(None, description="column of the second text of a pair")
     label: str = Field("label", description="column of the labels")
+    labels: Annotated[list[str], Field(min_length=2)] | None = Field(
+        None, description="names of the classes in their order; by default those in the data"
+    )
     label_separator: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="rows whose label holds this have several; they are left out"
     )
@@ -87,6 +94,8 @@ class TaskSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> TaskSection:
+        if self.data == CLIENTS:
+            self._check_without_data()
         if self.kind == "least-squares":
             for key, allowed in (("base", LINEAR), ("data", SQUARES), ("head", "shared")):
                 if getattr(self, key) != allowed:
@@ -109,3 +118,17 @@ class TaskSection(Section):
         if self.extract and not self.response:
             raise ValueError("task.extract needs task.instruction and task.response")
         return self
+
+    def _check_without_data(self) -> None:
+        """What must be said where the server has no training data."""
+        if self.test is None:
+            raise ValueError(
+                "data = 'clients' needs task.test, a file that the server evaluates on"
+            )
+        if self.kind.endswith("classification") and self.labels is None:
+            raise ValueError("data = 'clients' needs task.labels, the names of the classes")
+        for key in ("validation", "train_examples", "subset"):
+            if getattr(self, key) is not None:
+                raise ValueError(f"task.{key} is of the server's own data; data is 'clients'")
+        if self.server_examples:
+            raise ValueError("task.server_examples: the server has no data; data is 'clients'")

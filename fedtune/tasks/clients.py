@@ -75,6 +75,25 @@ class EvenRows:
         return range(self.count)
 
 
+class AbsentRows:
+    """Clients whose examples are not here: a deployed server knows only that there are some."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def rows(self, client: int) -> Rows:
+        """None that are known."""
+        return np.empty(0, dtype=np.int64)
+
+    @property
+    def eligible(self) -> Sequence[int]:
+        """All of them."""
+        return range(self.count)
+
+
 def held_of_all(parts: Sequence[Rows], share: float, seed: int) -> Rows:
     """What `hold_out` takes from each client, together, sorted."""
     held = [hold_out(rows, share, seed, k)[1] for k, rows in enumerate(parts) if len(rows)]

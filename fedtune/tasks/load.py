@@ -13,10 +13,10 @@ from fedtune.adapters.wrap import PretrainedBase
 from fedtune.errors import ScenarioError
 from fedtune.randomness import generator
 from fedtune.scenario.schema import Scenario
-from fedtune.scenario.task import SQUARES, TaskSection
+from fedtune.scenario.task import CLIENTS, SQUARES, TaskSection
 from fedtune.tasks.base import Classification, Data, Objective, Rows
 from fedtune.tasks.bases import load_base
-from fedtune.tasks.clients import ClientRows, DealtRows, EvenRows, held_of_all
+from fedtune.tasks.clients import AbsentRows, ClientRows, DealtRows, EvenRows, held_of_all
 from fedtune.tasks.examples import Examples, dealt_by
 from fedtune.tasks.generation import ExactMatch
 from fedtune.tasks.images import load_images
@@ -28,6 +28,7 @@ from fedtune.tasks.synthetic import CLASSES, SyntheticImages
 from fedtune.tasks.text import load_text
 
 SYNTHETIC_TEST_ROWS = 512
+Parts = list[Rows] | Callable[[int], list[Rows]] | None
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,14 @@ def load_task(
     scenario: Scenario,
     device: torch.device,
     dtype: torch.dtype,
-    parts: list[Rows] | None = None,
+    parts: Parts = None,
     library: Library | None = None,
 ) -> Task:
     """Load model and data and deal the examples.
 
     Args:
-        parts: the rows of each client, where they were dealt before (a resumed run).
+        parts: the rows of each client, where they were dealt before (a resumed run), or what deals
+            so many rows.
         library: lends model and data that another run of this process loaded.
 
     Raises:
@@ -103,7 +105,11 @@ def load_task(
         dtype,
         scenario.adapter.modules_to_save or (),
     )
+    if task.data == CLIENTS:
+        return _without_clients_data(examples, scenario.clients.count)
     section = scenario.clients.partition
+    if callable(parts):
+        parts = parts(len(examples.train))
     if parts is None:
         by = dealt_by(examples, section)
         parts = partition(by, section, scenario.clients.count, scenario.run.seed)
@@ -128,6 +134,20 @@ def load_task(
     clients_own = [np.setdiff1d(part, own, assume_unique=True) for part in parts]
     return (
         loaded if task.validation is None else _on_validation(loaded, scenario, parts, clients_own)
+    )
+
+
+def _without_clients_data(examples: Examples, count: int) -> Task:
+    return Task(
+        base=examples.base,
+        objective=examples.objective,
+        train=examples.test,
+        test=examples.test,
+        test_rows=np.arange(len(examples.test)),
+        clients=AbsentRows(count),
+        classes=examples.classes,
+        exact_match=examples.exact_match,
+        notes=["data: each client brings its own; the server evaluates on task.test"],
     )
 
 

@@ -21,7 +21,7 @@ from datasets.exceptions import DatasetsError
 from numpy.typing import NDArray
 
 from fedtune.errors import ScenarioError, first_line
-from fedtune.scenario.task import TaskSection
+from fedtune.scenario.task import CLIENTS, TaskSection
 
 TEST_SHARE = 0.2
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -82,7 +82,8 @@ def encode_labels(
 ) -> tuple[dict[str, NDArray[np.int64]], list[str]]:
     """Classes of the rows of both splits as numbers, and their names.
 
-    The order is that of the data set's own ClassLabel, else that of (length, name).
+    The order is that of `task.labels`, else of the data set's own ClassLabel, else of (length,
+    name).
 
     Raises:
         ScenarioError: for a label that is no text or number, or is not in training.
@@ -92,7 +93,11 @@ def encode_labels(
     columns = {name: list(split[task.label]) for name, split in splits.items()}
     for values in columns.values():
         check_values(task, task.label, values, int | str)
-    names = list(own or sorted({str(v) for v in columns["train"]}, key=lambda n: (len(n), n)))
+    if task.labels is not None and own is not None:
+        columns = {name: [own[value] for value in values] for name, values in columns.items()}
+        own = None
+    found = sorted({str(v) for v in columns["train"]}, key=lambda n: (len(n), n))
+    names = list(task.labels or own or found)
     index = {name: i for i, name in enumerate(names)}
     encoded = {}
     for name, values in columns.items():
@@ -100,7 +105,8 @@ def encode_labels(
             encoded[name] = _in_range(np.asarray(values, dtype=np.int64), task, len(names))
             continue
         if unknown := {str(v) for v in values} - index.keys():
-            raise ScenarioError(f"task.label = {task.label!r}: {min(unknown)} is not in training")
+            where = "training" if task.labels is None else "task.labels"
+            raise ScenarioError(f"task.label = {task.label!r}: {min(unknown)} is not in {where}")
         encoded[name] = np.asarray([index[str(v)] for v in values], dtype=np.int64)
     return encoded, names
 
@@ -115,6 +121,10 @@ def check_values(task: TaskSection, column: str, values: Iterable[Any], allowed:
 
 
 def _read(task: TaskSection, builtin: Mapping[str, Callable[[], DatasetDict]]) -> DatasetDict:
+    if task.data == CLIENTS:
+        assert task.test is not None
+        rows = _one(task, task.test, builtin)
+        return DatasetDict({task.train_split: rows, task.test_split: rows})
     if task.data in builtin:
         return builtin[task.data]()
     path = Path(task.data).expanduser()
@@ -126,6 +136,9 @@ def _read(task: TaskSection, builtin: Mapping[str, Callable[[], DatasetDict]]) -
     written_as_path = task.data.startswith((".", "/", "~")) or path.suffix in FORMATS
     if written_as_path and not path.exists():
         raise ScenarioError(f"task.data = {task.data!r}: no such file or folder")
+    if task.test == task.data:
+        rows = _one(task, task.data, {})
+        return DatasetDict({"train": rows, "test": rows})
     if path.is_file():
         files = {"train": path}
         if task.test is not None:
@@ -137,6 +150,19 @@ def _read(task: TaskSection, builtin: Mapping[str, Callable[[], DatasetDict]]) -
         return _folder(task, path)
     found = load_dataset(task.data, task.subset)
     return DatasetDict({"train": found}) if isinstance(found, Dataset) else found
+
+
+def _one(
+    task: TaskSection, source: str, builtin: Mapping[str, Callable[[], DatasetDict]]
+) -> Dataset:
+    """The test rows of a file, a folder or built-in data."""
+    if source in builtin:
+        return builtin[source]()["test"]
+    path = Path(source).expanduser()
+    if any((path / name).exists() for name in SAVED):
+        found = load_from_disk(str(path))
+        return found[task.test_split] if isinstance(found, DatasetDict) else found
+    return _file(task, path)
 
 
 def _folder(task: TaskSection, path: Path) -> DatasetDict:

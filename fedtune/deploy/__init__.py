@@ -1,0 +1,1 @@
+"""Real server and client processes on Flower's own deployment."""

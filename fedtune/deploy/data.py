@@ -1,0 +1,39 @@
+"""A client's own file against the task, in words that quote none of its values."""
+
+from __future__ import annotations
+
+from fedtune.errors import ScenarioError
+from fedtune.scenario.task import TaskSection
+from fedtune.tasks.sources import load_splits
+
+NEEDED = {
+    "image-classification": ("image", "label"),
+    "text-classification": ("text", "text_pair", "label"),
+    "causal-lm": ("text", "instruction", "response"),
+}
+
+
+def data_fault(task: TaskSection) -> str | None:
+    """Why a client's data do not fit the task, or None."""
+    try:
+        rows = load_splits(task, (), {})[0]["train"]
+    except ScenarioError:
+        return "its data cannot be read, or are empty; its own log says more"
+    keys = [key for key in NEEDED[task.kind] if getattr(task, key) is not None]
+    if task.response is not None:
+        keys.remove("text")
+    for key in keys:
+        if getattr(task, key) not in rows.column_names:
+            return f"its data have no column {getattr(task, key)!r} (task.{key})"
+    if task.kind == "causal-lm":
+        return None
+    if task.labels is None:
+        return "task.labels is not given, so that classes have no common order"
+    names = getattr(rows.features[task.label], "names", None)
+    values = [names[v] if names else str(v) for v in rows[task.label]]
+    if task.label_separator is not None:
+        values = [value for value in values if task.label_separator not in value]
+    strange = sum(value not in task.labels for value in values)
+    if strange:
+        return f"{strange} of its rows have a label that task.labels does not name"
+    return None if values else "its data have no row with one label"

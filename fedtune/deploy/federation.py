@@ -1,0 +1,226 @@
+"""`fedtune deploy up`: a whole federation on this machine, each part a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import tomli_w
+
+from fedtune.deploy.certificates import (
+    AUTHORITY,
+    SERVER,
+    SERVER_KEY,
+    make_certificates,
+    make_client_keys,
+)
+from fedtune.deploy.processes import ClientProcesses, Place
+from fedtune.errors import RunError, ScenarioError
+from fedtune.files import write_json
+from fedtune.grids.deployed_grid import nodes_text
+from fedtune.runs.build import settle_paths
+from fedtune.runs.directory import RunDirectory
+from fedtune.runs.flower import FEDERATION, NODES, OUT, REPORT, RESUME, SCENARIO, check_out
+from fedtune.runs.loop import Observer
+from fedtune.runs.processes import stop_all
+from fedtune.runs.server_files import OWNER
+from fedtune.runs.submitting import follow, submit
+from fedtune.runs.superlink import CONNECTION, SuperLink
+from fedtune.scenario import Scenario, dump_scenario, load_scenario
+
+APPS = {
+    "serverapp": "fedtune.deploy.server_app:app",
+    "clientapp": "fedtune.deploy.client_app:app",
+}
+HOSTS = ("127.0.0.1", "localhost")
+KEPT = "federation.json"
+
+
+class LocalFederation:
+    """A SuperLink with TLS and authentication, and a trainer and a SuperNode for each client.
+
+    Args:
+        home: a folder that goes with it: keys, certificates, sockets, Flower's own files.
+        clients: how many.
+        kept: a folder that stays: the clients' stores, settings and logs.
+        database: file of the SuperLink's state; by default it is in memory.
+    """
+
+    def __init__(self, home: Path, clients: int, kept: Path, database: Path | None = None) -> None:
+        self.home, self.kept = home, kept
+        keys = home / "keys"
+        make_certificates(keys, HOSTS)
+        make_client_keys(keys, [str(client) for client in range(clients)])
+        self.options = [
+            "--ssl-ca-certfile", str(keys / AUTHORITY), "--ssl-certfile", str(keys / SERVER),
+            "--ssl-keyfile", str(keys / SERVER_KEY), "--enable-supernode-auth",
+        ]  # fmt: skip
+        if database is not None:
+            self.options += ["--database", str(database)]
+        self.link = SuperLink(home, self.options, keys / AUTHORITY)
+        self.clients: dict[int, ClientProcesses] = {}
+        self.nodes: dict[int, int] = {}
+        self._all = range(clients)
+
+    def start(self, threads: int) -> None:
+        """Register every client's key and start its processes.
+
+        Args:
+            threads: of torch, in each trainer.
+
+        Raises:
+            RunError: if the SuperLink does not start or takes no key.
+        """
+        self.link.wait()
+        for client in self._all:
+            self.nodes[client] = register(self.link, self.home / "keys" / f"{client}.pub")
+            self.start_client(client, threads)
+
+    def start_client(self, client: int, threads: int = 1) -> None:
+        """Start the processes of one client."""
+        keys, folder = self.home / "keys", self.kept / f"client-{client}"
+        socket = str(self.home / f"{client}.sock")
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = {
+            "client": client, "socket": socket, "store": str(folder / "store"),
+            "threads": threads, "data": {"dealt": True},
+        }  # fmt: skip
+        file = folder / "client.toml"
+        file.write_text(tomli_w.dumps(settings), "utf-8")
+        place = Place(f"127.0.0.1:{self.link.port}", keys / AUTHORITY, keys / str(client))
+        flower = self.home / f"client-{client}"
+        self.clients[client] = ClientProcesses(
+            client, file, socket, place, flower, {"OMP_NUM_THREADS": str(threads)}
+        )
+
+    def check(self) -> None:
+        """Raise `RunError` if the SuperLink or every client is gone."""
+        self.link.check()
+        gone = 0
+        for one in self.clients.values():
+            try:
+                one.check()
+            except RunError:
+                gone += 1
+        if self.clients and gone == len(self.clients):
+            next(iter(self.clients.values())).supernode.check()
+
+    def submit(self, scenario: Scenario, path: Path, federation: str, resume: bool) -> str:
+        """Start a run; gives Flower's id of it."""
+        (self.home / OWNER).write_text(str(os.getpid()), "ascii")
+        config = {
+            SCENARIO: dump_scenario(scenario), OUT: str(path), RESUME: resume,
+            REPORT: str(self.home), FEDERATION: federation, NODES: nodes_text(self.nodes),
+        }  # fmt: skip
+        return submit(self.home, APPS, config, self.link.environment, CONNECTION)
+
+    def keep_logs(self, run_id: str) -> None:
+        """Put all processes' words beside the run."""
+        self.link.keep_log(self.kept / "superlink.log", run_id)
+        for client, one in self.clients.items():
+            for log in one.home.glob("*.log"):
+                shutil.copyfile(log, self.kept / f"client-{client}" / log.name)
+
+    def stop(self) -> None:
+        """End everything."""
+        children = [
+            child for one in self.clients.values() for child in (one.supernode, one.trainer)
+        ]
+        stop_all([*children, self.link])
+
+
+def register(link: SuperLink, public_key: Path) -> int:
+    """Admit a client's key; gives the node id that belongs to it.
+
+    Raises:
+        RunError: if the SuperLink does not take it.
+    """
+    found = link.flwr("supernode", "register", str(public_key), CONNECTION)
+    if not found.get("success"):
+        raise RunError(f"flwr supernode register: {found.get('error-message') or found}")
+    return int(found["node-id"])
+
+
+@contextmanager
+def local_federation(clients: int, kept: Path) -> Iterator[LocalFederation]:
+    """A federation for as long as the context lasts, however it ends."""
+    home = Path(tempfile.mkdtemp(prefix="fedtune-deploy-"))
+    try:
+        federation = LocalFederation(home, clients, kept)
+        try:
+            yield federation
+        finally:
+            federation.stop()
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def up(scenario: Scenario, path: Path, observer: Observer) -> RunDirectory:
+    """Run a scenario on a federation of real processes on this machine.
+
+    Args:
+        scenario: `clients.count` of its clients are started.
+        path: the run directory to make.
+        observer: shows the run while it goes on.
+
+    Raises:
+        ScenarioError: for what is found before anything is trained.
+        RunError: if it fails; the run directory stays readable, `go_on` takes it up.
+    """
+    settled = settle_paths(deployed(scenario))
+    RunDirectory.check_free(path)
+    check_out(settled, {OUT: str(path.resolve())})
+    directory = RunDirectory(path.resolve())
+    federation = secrets.token_hex(16)
+    facts = {"federation": federation, "clients": settled.clients.count}
+    write_json(directory.deployment / KEPT, facts)
+    return _through(settled, directory, observer, federation, resume=False)
+
+
+def go_on(path: Path, observer: Observer, changes: list[str]) -> RunDirectory:
+    """Take up a deployed run with the same clients, whose stores are beside it.
+
+    Raises:
+        ScenarioError: if it is no run of a deployment.
+    """
+    directory = RunDirectory.open(path.resolve())
+    file = directory.deployment / KEPT
+    if not file.exists():
+        raise ScenarioError(f"{str(path)!r}: not of a deployment; use fedtune run --resume")
+    facts = json.loads(file.read_text("utf-8"))
+    scenario = load_scenario(directory.path / "scenario.toml", changes)
+    directory.write_scenario(scenario)
+    return _through(scenario, directory, observer, facts["federation"], resume=True)
+
+
+def deployed(scenario: Scenario) -> Scenario:
+    """The scenario as a deployment takes it: one client's failure does not end the run."""
+    if scenario.task.data == "clients":
+        raise ScenarioError(
+            "task.data = 'clients': on one machine clients hold the scenario's data; name some, or "
+            "start each client with its own file (docs/deployment.md)"
+        )
+    given = "on_error" in scenario.faults.model_fields_set
+    return scenario if given else load_scenario(scenario, {"faults.on_error": "skip"})
+
+
+def _through(
+    scenario: Scenario, directory: RunDirectory, observer: Observer, federation: str, resume: bool
+) -> RunDirectory:
+    clients = scenario.clients.count
+    threads = scenario.engine.threads
+    with local_federation(clients, directory.deployment) as local:
+        run_id = ""
+        try:
+            local.start(threads if isinstance(threads, int) else 1)
+            run_id = local.submit(scenario, directory.path, federation, resume)
+            follow(local.home, directory, observer, local.check)
+        finally:
+            local.keep_logs(run_id)
+    return RunDirectory.open(directory.path)
