@@ -31,6 +31,8 @@ class DeployedGrid(NodeGrid):
         tell: takes an event's name and facts, for the log.
     """
 
+    clients_keep_their_own = True
+
     def __init__(
         self, inner: Grid, nodes: Mapping[int, int], section: DeploySection, tell: Tell
     ) -> None:

@@ -29,6 +29,8 @@ class NodeGrid(Grid):
         on_error: `raise` stops at the first client that failed; `skip` goes on without it.
     """
 
+    clients_keep_their_own = False  # rather: in the run directory
+
     def __init__(
         self, inner: Grid, count: int, eligible: Sequence[int], on_error: str = "raise"
     ) -> None:

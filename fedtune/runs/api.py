@@ -152,7 +152,8 @@ def _resume(
         directory.path,
     )
     done = found.round if found else 0
-    if grid is not None and done and (why := what_clients_keep(scenario)):
+    elsewhere = grid is None or (isinstance(grid, NodeGrid) and grid.clients_keep_their_own)
+    if not elsewhere and done and (why := what_clients_keep(scenario)):
         _check_kept(directory, why)
     directory.write_scenario(scenario)
     _write_partition(federation, directory, pictures)

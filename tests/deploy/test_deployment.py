@@ -1,0 +1,139 @@
+"""A deployment gives a simulation's result; clients refuse, come late, come back."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import fedtune
+from fedtune.grids.compat import message_from_bytes
+from fedtune.grids.directory import Directory
+from tests.deploy.kit import deployment
+from tests.runs.kit import small
+
+DOUBLE = {"engine__precision": "float64"}
+
+
+def adapter_of(directory) -> dict[str, torch.Tensor]:
+    """The tensors of a run's result: an adapter, or a whole model."""
+    file = directory.adapter / "adapter_model.safetensors"
+    return load_file(file if file.exists() else directory.model / "model.safetensors")
+
+
+def apart(one, other) -> float:
+    """Relative distance of all tensors of two adapters together."""
+    a, b = (torch.cat([t.double().flatten() for t in found.values()]) for found in (one, other))
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"strategy__name": "fedavg", "run__rounds": 3},
+        {"strategy__name": "fed-sb", "run__rounds": 2, "adapter__init_examples": 4},
+        {"strategy__name": "fedex-lora", "run__rounds": 3},
+        {"strategy__name": "scaffold", "run__rounds": 3},
+    ],
+    ids=lambda method: method["strategy__name"],
+)
+def test_the_same_partitions_give_the_cohort_engines_result(tmp_path, method):
+    deployed = deployment(tmp_path, **method, **DOUBLE).run(tmp_path / "deployed")
+    simulated = fedtune.run("quickstart", small(**method, **DOUBLE), tmp_path / "simulated")
+    assert apart(adapter_of(deployed), adapter_of(simulated)) <= 1e-6
+    for one, other in zip(deployed.metrics, simulated.metrics, strict=True):
+        assert one["client_ids"] == other["client_ids"]
+        assert one["eval"]["loss"] == pytest.approx(other["eval"]["loss"], rel=1e-9)
+        assert (one["bytes_up"], one["bytes_down"]) == (other["bytes_up"], other["bytes_down"])
+
+
+def test_a_client_that_is_away_is_lost_for_the_round_and_comes_back(tmp_path):
+    everyone = {"clients__participation__value": 1.0, "run__rounds": 4, "deploy__join_timeout": 0.0}
+    made = deployment(
+        tmp_path, strategy__name="fed-sb", adapter__init="random", **everyone, **DOUBLE
+    )
+    plain, sent = made.inner.push_messages, []
+
+    def push(messages):
+        pushed = list(messages)
+        rounds = {int(str(m.content["config"]["server-round"])) for m in pushed}
+        sent.append((rounds, len(pushed)))
+        made.inner.away = frozenset({made.nodes[2]} if rounds & {1, 2} else {})
+        return plain(pushed)
+
+    made.inner.push_messages = push
+    made.inner.away = frozenset({made.nodes[2]})  # joins late: in round 3, once it is seen
+    run = made.run(tmp_path / "run")
+    assert [line["clients"] for line in run.metrics] == [5, 5, 5, 6]
+    assert [line["lost"] for line in run.metrics] == [1, 1, 1, 0]
+    told = [facts for event, facts in made.events if event == "connected"]
+    assert told[0]["clients"] == [0, 1, 3, 4, 5]
+    assert told[-1]["came"] == [2]
+
+
+def test_a_returning_client_without_its_store_is_sent_everything_again(tmp_path):
+    everyone = {"clients__participation__value": 1.0, "run__rounds": 4}
+    made = deployment(tmp_path, strategy__name="fedex-lora", **everyone, **DOUBLE)
+    trainer = made.clients.trainers[1]
+    plain = trainer.answer
+
+    def answer(header, body):
+        message = message_from_bytes(body)
+        if int(str(message.content["config"]["server-round"])) == 3:
+            shutil.rmtree(trainer.settings.store, ignore_errors=True)
+        return plain(header, body)
+
+    trainer.answer = answer
+    run = made.run(tmp_path / "run")
+    kinds = [[(p["client"], p["kind"]) for p in line["problems"]] for line in run.metrics]
+    assert kinds == [[], [], [(1, "failed")], []]
+    assert run.metrics[3]["clients"] == 6
+
+
+def test_with_too_few_clients_the_server_waits_and_says_so(tmp_path, monkeypatch):
+    everyone = {"clients__participation__value": 1.0, "run__rounds": 1}
+    made = deployment(tmp_path, deploy__min_clients=6, deploy__join_timeout=0.0, **everyone)
+    made.inner.away = frozenset({made.nodes[0]})
+    plain = made.tell
+
+    def tell(event, **facts):
+        plain(event, **facts)
+        if event == "waiting":
+            made.inner.away = frozenset()
+
+    made.tell = tell
+    run = made.run(tmp_path / "run")
+    assert ("waiting", {"connected": [1, 2, 3, 4, 5], "needed": 6}) in made.events
+    assert run.metrics[0]["clients"] == 6
+
+
+def test_a_client_that_never_answers_is_lost_when_time_is_up(tmp_path):
+    made = deployment(
+        tmp_path, clients__participation__value=1.0, run__rounds=1, deploy__round_timeout=0.5
+    )
+    plain = made.inner.pull_messages
+    silent = made.nodes[4]
+    made.inner.pull_messages = lambda ids: [
+        reply for reply in plain(ids) if reply.metadata.src_node_id != silent
+    ]
+    run = made.run(tmp_path / "run")
+    assert (run.metrics[0]["clients"], run.metrics[0]["lost"]) == (5, 1)
+    assert ("lost", {"clients": [4], "silent": [4]}) in made.events
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedex-lora"])
+def test_a_run_taken_up_by_another_server_equals_an_undisturbed_one(tmp_path, method):
+    rounds = {"strategy__name": method, "clients__participation__value": 1.0, **DOUBLE}
+    whole = deployment(tmp_path / "a", run__rounds=4, **rounds).run(tmp_path / "a" / "run")
+    first = deployment(tmp_path / "b", run__rounds=2, **rounds)
+    first.run(tmp_path / "b" / "run")
+    again = deployment(
+        tmp_path / "b", run__rounds=2, **rounds
+    )  # new nodes, the clients' own stores
+    again.nodes = {client: node + 100 for client, node in again.nodes.items()}
+    again.inner._directory = Directory(again.nodes)
+    resumed = again.resume(tmp_path / "b" / "run", **{"run.rounds": 4})
+    assert apart(adapter_of(resumed), adapter_of(whole)) == 0.0
+    assert [line["round"] for line in resumed.metrics] == [1, 2, 3, 4]
