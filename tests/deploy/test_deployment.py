@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 import fedtune
-from fedtune.grids.compat import message_from_bytes
+from fedtune.grids.compat import content_from_bytes, message_from_bytes
 from fedtune.grids.directory import Directory
+from fedtune.privacy.accounting import epsilon
+from fedtune.privacy.ledger import Ledger
 from tests.deploy.kit import deployment
 from tests.runs.kit import small
 
@@ -137,3 +139,21 @@ def test_a_run_taken_up_by_another_server_equals_an_undisturbed_one(tmp_path, me
     resumed = again.resume(tmp_path / "b" / "run", **{"run.rounds": 4})
     assert apart(adapter_of(resumed), adapter_of(whole)) == 0.0
     assert [line["round"] for line in resumed.metrics] == [1, 2, 3, 4]
+
+
+def test_a_private_client_is_protected_alike_when_deployed(tmp_path):
+    private = {"mechanism": "example", "noise_multiplier": 1.0, "delta": 1e-5,
+               "deterministic_randomness": True}  # fmt: skip
+    changes = {"privacy": private, "run__rounds": 2, **DOUBLE}
+    made = deployment(tmp_path, **changes)
+    deployed = made.run(tmp_path / "deployed")
+    simulated = fedtune.run("quickstart", small(**changes), tmp_path / "simulated")
+    assert apart(adapter_of(deployed), adapter_of(simulated)) <= 1e-6
+    for body in made.clients.bodies:  # a constant in place of a count, and the noised tensors
+        content = content_from_bytes(body)
+        assert set(content) == {"arrays", "metrics"}
+        assert dict(content["metrics"]) == {"num-examples": 1}
+    for client, spent in simulated.metrics[-1]["epsilon"].items():
+        ledger = Ledger(tmp_path / f"store-{client}" / "ledger.jsonl")
+        history = [entry.spent for entry in ledger.entries(int(client), "builtin:digits")]
+        assert epsilon(history, 1e-5) == pytest.approx(spent, rel=1e-12)
