@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import logging
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +18,11 @@ from fedtune.cli.printing import print_json
 from fedtune.errors import RunError, ScenarioError
 from fedtune.scenario import load_scenario
 
+if TYPE_CHECKING:
+    from fedtune.runs.directory import RunDirectory
+    from fedtune.runs.progress import ConsoleObserver
+
+PAUSE = 0.5
 app = typer.Typer(
     name="deploy",
     help="The same scenario as real server and client processes.",
@@ -50,21 +60,94 @@ def up(
     observer = ConsoleObserver(quiet=as_json)
     path = resume or out or api.new_path(f"deploy-{Path(scenario or 'run').stem}")
     more = f"finished rounds are kept; go on with: fedtune deploy up --resume {path}"
-    try:
+    with told(more, observer):
         if settled is not None:
             directory = federation.up(settled, path, observer)
         else:
             directory = federation.go_on(path, observer, set_ or [])
-    except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; {more}") from None
-    except RunError as error:
-        raise RunError(f"{error}; {more}") from error
-    finally:
-        observer.close()
-    if as_json:
-        print_json({"directory": str(directory.path), **directory.summary})
+    _show(directory, observer, as_json)
+
+
+@app.command()
+def run(
+    nodes: Annotated[Path, typer.Option(help="Registered clients, of `fedtune deploy register`.")],
+    scenario: Annotated[str | None, typer.Argument(help="A TOML file, or a name.")] = None,
+    superlink: Annotated[
+        str, typer.Option(help="Name of the connection in Flower's config.toml.")
+    ] = "local",
+    set_: SetOption = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory to make.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Go on with the deployed run in DIR.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a scenario on a SuperLink of this machine, with the clients that are registered there."""
+    if (scenario is None) == (resume is None):
+        raise ScenarioError("give a SCENARIO or --resume DIR, one of the two")
+    from fedtune.deploy import runs
+    from fedtune.runs import api
+    from fedtune.runs.progress import ConsoleObserver
+
+    known = runs.read_nodes(nodes)
+    path = resume or out or api.new_path(f"deploy-{Path(scenario or 'run').stem}")
+    if scenario is not None:
+        made = load_scenario(scenario, [*(set_ or []), f"clients.count={len(known)}"])
+        settled, directory, name = runs.prepared(made, path)
     else:
-        observer.closing(directory)
+        directory, name = runs.opened(path, set_ or [])
+        settled = directory.scenario
+    asked = runs.Asked(settled, directory.path, name, known, resume is not None)
+    observer = ConsoleObserver(quiet=as_json)
+    more = f"finished rounds are kept; go on with: fedtune deploy run --resume {path}"
+    with tempfile.TemporaryDirectory(prefix="fedtune-deploy-") as folder, told(more, observer):
+        directory = runs.run_on(asked, superlink, Path(folder), observer)
+    _show(directory, observer, as_json)
+
+
+@app.command()
+def register(
+    client: Annotated[int, typer.Argument(min=0, help="The client's id.")],
+    key: Annotated[Path, typer.Argument(help="Its public key.")],
+    nodes: Annotated[Path, typer.Option(help="File of all registered clients.")],
+    superlink: Annotated[
+        str, typer.Option(help="Name of the connection in Flower's config.toml.")
+    ] = "local",
+) -> None:
+    """Admit a client's key to the SuperLink; only clients with an admitted key can join."""
+    from fedtune.deploy.runs import admit
+
+    typer.echo(f"client {client}: node {admit(client, key, superlink, nodes)}")
+
+
+@app.command()
+def client(
+    settings: Annotated[Path, typer.Argument(help="The client's own TOML file.")],
+    superlink: Annotated[str, typer.Option(help="The server, as HOST:PORT.")],
+    authority: Annotated[Path, typer.Option(help="The certificate that vouches for the server.")],
+    key: Annotated[Path, typer.Option(help="The client's private key.")],
+    home: Annotated[Path, typer.Option(help="Folder of Flower's files and both logs.")],
+) -> None:
+    """Start a client: its trainer, started anew when it dies, and Flower's SuperNode."""
+    from fedtune.deploy.processes import ClientProcesses, Place
+    from fedtune.deploy.settings import load_settings
+
+    own = load_settings(settings)
+    for name, file in (("--authority", authority), ("--key", key)):
+        if not file.is_file():
+            raise ScenarioError(f"{name} {str(file)!r}: no such file")
+    place = Place(superlink, authority.resolve(), key.resolve())
+    one = ClientProcesses(own.client, settings.resolve(), own.socket, place, home.resolve(), {})
+    typer.echo(f"client {own.client}: logs in {home}; Ctrl-C ends it", err=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        while True:
+            one.check()
+            time.sleep(PAUSE)
+    except KeyboardInterrupt:
+        raise Interrupted("ended") from None
+    finally:
+        one.stop()
 
 
 @app.command()
@@ -107,3 +190,23 @@ def trainer(settings: Annotated[Path, typer.Argument(help="The client's own TOML
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("fedtune").setLevel(logging.INFO)
     serve(load_settings(settings))
+
+
+@contextmanager
+def told(more: str, observer: ConsoleObserver) -> Iterator[None]:
+    """Within it, a failure and Ctrl-C end in a line that says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; {more}") from None
+    except RunError as error:
+        raise RunError(f"{error}; {more}") from error
+    finally:
+        observer.close()
+
+
+def _show(directory: RunDirectory, observer: ConsoleObserver, as_json: bool) -> None:
+    if as_json:
+        print_json({"directory": str(directory.path), **directory.summary})
+    else:
+        observer.closing(directory)

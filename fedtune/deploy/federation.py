@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,25 +18,17 @@ from fedtune.deploy.certificates import (
     make_client_keys,
 )
 from fedtune.deploy.processes import ClientProcesses, Place
+from fedtune.deploy.runs import Asked, opened, prepared, register
 from fedtune.errors import RunError, ScenarioError
-from fedtune.files import write_json
-from fedtune.grids.deployed_grid import nodes_text
-from fedtune.runs.build import settle_paths
 from fedtune.runs.directory import RunDirectory
-from fedtune.runs.flower import FEDERATION, NODES, OUT, REPORT, RESUME, SCENARIO, check_out
 from fedtune.runs.loop import Observer
 from fedtune.runs.processes import stop_all
-from fedtune.runs.server_files import OWNER
-from fedtune.runs.submitting import follow, submit
+from fedtune.runs.submitting import follow
 from fedtune.runs.superlink import CONNECTION, SuperLink
-from fedtune.scenario import Scenario, dump_scenario, load_scenario
+from fedtune.scenario import Scenario
+from fedtune.scenario.task import CLIENTS
 
-APPS = {
-    "serverapp": "fedtune.deploy.server_app:app",
-    "clientapp": "fedtune.deploy.client_app:app",
-}
 HOSTS = ("127.0.0.1", "localhost")
-KEPT = "federation.json"
 
 
 class LocalFederation:
@@ -66,21 +55,24 @@ class LocalFederation:
         self.link = SuperLink(home, self.options, keys / AUTHORITY)
         self.clients: dict[int, ClientProcesses] = {}
         self.nodes: dict[int, int] = {}
-        self._all = range(clients)
+        self.registered = range(clients)
 
-    def start(self, threads: int) -> None:
+    def start(self, threads: int, started: Sequence[int] | None = None) -> None:
         """Register every client's key and start its processes.
 
         Args:
             threads: of torch, in each trainer.
+            started: the clients whose processes are started; None: all.
 
         Raises:
             RunError: if the SuperLink does not start or takes no key.
         """
         self.link.wait()
-        for client in self._all:
-            self.nodes[client] = register(self.link, self.home / "keys" / f"{client}.pub")
-            self.start_client(client, threads)
+        for client in self.registered:
+            key = self.home / "keys" / f"{client}.pub"
+            self.nodes[client] = register(key, CONNECTION, self.link.environment)
+            if started is None or client in started:
+                self.start_client(client, threads)
 
     def start_client(self, client: int, threads: int = 1) -> None:
         """Start the processes of one client."""
@@ -113,12 +105,8 @@ class LocalFederation:
 
     def submit(self, scenario: Scenario, path: Path, federation: str, resume: bool) -> str:
         """Start a run; gives Flower's id of it."""
-        (self.home / OWNER).write_text(str(os.getpid()), "ascii")
-        config = {
-            SCENARIO: dump_scenario(scenario), OUT: str(path), RESUME: resume,
-            REPORT: str(self.home), FEDERATION: federation, NODES: nodes_text(self.nodes),
-        }  # fmt: skip
-        return submit(self.home, APPS, config, self.link.environment, CONNECTION)
+        asked = Asked(scenario, path, federation, self.nodes, resume)
+        return asked.submit(self.home, CONNECTION, self.link.environment)
 
     def keep_logs(self, run_id: str) -> None:
         """Put all processes' words beside the run."""
@@ -133,18 +121,6 @@ class LocalFederation:
             child for one in self.clients.values() for child in (one.supernode, one.trainer)
         ]
         stop_all([*children, self.link])
-
-
-def register(link: SuperLink, public_key: Path) -> int:
-    """Admit a client's key; gives the node id that belongs to it.
-
-    Raises:
-        RunError: if the SuperLink does not take it.
-    """
-    found = link.flwr("supernode", "register", str(public_key), CONNECTION)
-    if not found.get("success"):
-        raise RunError(f"flwr supernode register: {found.get('error-message') or found}")
-    return int(found["node-id"])
 
 
 @contextmanager
@@ -173,13 +149,12 @@ def up(scenario: Scenario, path: Path, observer: Observer) -> RunDirectory:
         ScenarioError: for what is found before anything is trained.
         RunError: if it fails; the run directory stays readable, `go_on` takes it up.
     """
-    settled = settle_paths(deployed(scenario))
-    RunDirectory.check_free(path)
-    check_out(settled, {OUT: str(path.resolve())})
-    directory = RunDirectory(path.resolve())
-    federation = secrets.token_hex(16)
-    facts = {"federation": federation, "clients": settled.clients.count}
-    write_json(directory.deployment / KEPT, facts)
+    if scenario.task.data == CLIENTS:
+        raise ScenarioError(
+            "task.data = 'clients': on one machine clients hold the scenario's data; name some, or "
+            "start each client with its own file (docs/deployment.md)"
+        )
+    settled, directory, federation = prepared(scenario, path)
     return _through(settled, directory, observer, federation, resume=False)
 
 
@@ -189,25 +164,8 @@ def go_on(path: Path, observer: Observer, changes: list[str]) -> RunDirectory:
     Raises:
         ScenarioError: if it is no run of a deployment.
     """
-    directory = RunDirectory.open(path.resolve())
-    file = directory.deployment / KEPT
-    if not file.exists():
-        raise ScenarioError(f"{str(path)!r}: not of a deployment; use fedtune run --resume")
-    facts = json.loads(file.read_text("utf-8"))
-    scenario = load_scenario(directory.path / "scenario.toml", changes)
-    directory.write_scenario(scenario)
-    return _through(scenario, directory, observer, facts["federation"], resume=True)
-
-
-def deployed(scenario: Scenario) -> Scenario:
-    """The scenario as a deployment takes it: one client's failure does not end the run."""
-    if scenario.task.data == "clients":
-        raise ScenarioError(
-            "task.data = 'clients': on one machine clients hold the scenario's data; name some, or "
-            "start each client with its own file (docs/deployment.md)"
-        )
-    given = "on_error" in scenario.faults.model_fields_set
-    return scenario if given else load_scenario(scenario, {"faults.on_error": "skip"})
+    directory, federation = opened(path, changes)
+    return _through(directory.scenario, directory, observer, federation, resume=True)
 
 
 def _through(

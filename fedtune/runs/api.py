@@ -119,7 +119,7 @@ def resume(
         ScenarioError: if it is no run directory, or another key is overridden.
     """
     directory = RunDirectory.open(Path(path))
-    scenario = _overridden(directory, overrides)
+    scenario = overridden(directory, overrides)
     found = load_checkpoint(directory.checkpoints)
     _check_resumable(directory, scenario, found.round if found else 0)
     outside = scenario.engine.kind == "flower" and grid is None
@@ -188,7 +188,8 @@ def _check_resumable(directory: RunDirectory, scenario: Scenario, done: int) -> 
         )
 
 
-def _overridden(directory: RunDirectory, overrides: Overrides) -> Scenario:
+def overridden(directory: RunDirectory, overrides: Overrides) -> Scenario:
+    """The scenario of a run that goes on; `ScenarioError` if more than its length changes."""
     file = directory.path / "scenario.toml"
     before, after = load_scenario(file), load_scenario(file, overrides)
     allowed = before.model_dump()

@@ -21,6 +21,7 @@ from fedtune.apps.clients import CohortClients
 from fedtune.apps.server_data import ServerData
 from fedtune.apps.store import MemoryStore
 from fedtune.apps.user_budget import UserBudget
+from fedtune.cohort.absent import AbsentBackend
 from fedtune.cohort.backend import Setting
 from fedtune.cohort.engine import Engine, Resolved
 from fedtune.cohort.probe import choose_backend
@@ -33,7 +34,7 @@ from fedtune.rules.trust import FLTrust
 from fedtune.runs.opening import make_opening
 from fedtune.runs.participations import planned_rounds
 from fedtune.runs.privacy import check_deltas, make_budget, make_user_privacy
-from fedtune.runs.refusals import check_factors
+from fedtune.runs.refusals import check_bare, check_factors
 from fedtune.runs.strategies import adapter_kind, delivered_roles, frame_source, make_strategy
 from fedtune.runs.traces import read_trace
 from fedtune.scenario.schema import Scenario
@@ -125,9 +126,13 @@ def build(
     size = sum(parameter.numel() for parameter in task.base.model.parameters())
     head = scenario.task.head
     delivers = delivered_roles(scenario)
+    bare = task.base.model.device.type == "meta"
+    place = torch.device("meta") if bare else device
     adapted = wrap(
-        task.base, scenario.adapter, kind, head, scenario.run.seed, device, dtype, delivers
+        task.base, scenario.adapter, kind, head, scenario.run.seed, place, dtype, delivers
     )
+    if bare:
+        check_bare(strategy, scenario)
     adversary = make_adversary(scenario, task)
     setting = Setting(
         adapted,
@@ -141,7 +146,7 @@ def build(
     )
     wanted = resolved.backend if resolved else engine.kind.replace("flower", "cohort")
     sample = np.arange(min(PROBE_ROWS, len(task.train)))
-    backend, reason = choose_backend(setting, wanted, sample)
+    backend, reason = (AbsentBackend(), None) if bare else choose_backend(setting, wanted, sample)
     notes = _notes(task, reason)
     settled = resolved or Resolved(backend.name, str(device), torch.get_num_threads())
     runner = Engine(backend, setting, settled, engine.cohort_size, on_resolve)

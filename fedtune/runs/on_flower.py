@@ -7,10 +7,8 @@ code of ours. The ServerApp tells how it goes through two small files in the Sup
 from __future__ import annotations
 
 import os
-import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,12 +16,11 @@ from fedtune.errors import RunError, ScenarioError
 from fedtune.runs.directory import RunDirectory
 from fedtune.runs.flower import OUT, REPORT, RESUME, SCENARIO
 from fedtune.runs.loop import Observer
-from fedtune.runs.server_files import FAILED, OWNER
-from fedtune.runs.submitting import follow, raise_failure, submit
+from fedtune.runs.server_files import OWNER
+from fedtune.runs.submitting import Ended, follow, submit
 from fedtune.runs.superlink import CONNECTION, SuperLink, private_superlink
 from fedtune.scenario import Scenario, dump_scenario
 
-STATUS_EVERY = 20.0
 CLIENT_APP = "fedtune.runs.client_app:app"
 SERVER_APP = "fedtune.runs.server_app:app"
 
@@ -74,24 +71,13 @@ def _submit(link: SuperLink, scenario: Scenario, path: Path, resume: bool) -> st
 
 def _follow(link: SuperLink, run_id: str, directory: RunDirectory, observer: Observer) -> None:
     """Show the run until its summary is there."""
-    looked = time.monotonic()
+    ended = Ended(run_id, CONNECTION, link.environment)
 
     def watch() -> None:
-        nonlocal looked
         link.check()
-        if time.monotonic() - looked > STATUS_EVERY:
-            _check_status(link, run_id, directory)
-            looked = time.monotonic()
+        ended.check(link.home, directory)
 
     follow(link.home, directory, observer, watch)
-
-
-def _check_status(link: SuperLink, run_id: str, directory: RunDirectory) -> None:
-    found = link.flwr("list", CONNECTION, "--run-id", run_id)
-    run: dict[str, Any] = next(iter(found.get("runs", [])), {})
-    if str(run.get("status", "")).startswith("finished") and not directory.summary:
-        raise_failure(link.home / FAILED)
-        raise RunError(f"Flower ended the run: {run.get('status-details') or run['status']}")
 
 
 def _federation(scenario: Scenario) -> str:

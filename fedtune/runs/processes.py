@@ -78,11 +78,11 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def flower_environment(home: Path) -> dict[str, str]:
+def flower_environment(home: Path | None = None) -> dict[str, str]:
     """Flower's programs on the path, fedtune importable as here, nothing phones home.
 
     Args:
-        home: the FLWR_HOME.
+        home: the FLWR_HOME; by default the user's.
     """
     mine = Path(str(resources.files("fedtune"))).parent
     places = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
@@ -92,7 +92,7 @@ def flower_environment(home: Path) -> dict[str, str]:
         **kept,
         "PATH": os.pathsep.join(places),
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-        "FLWR_HOME": str(home),
+        **({} if home is None else {"FLWR_HOME": str(home)}),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",

@@ -98,7 +98,8 @@ class ConsoleObserver:
         )
         if summary.get("privacy"):
             out.print(in_a_line(summary["privacy"]))
-        out.print(f"learning curve: {directory.path / 'curve.png'}")
+        if directory.looks:
+            out.print(f"learning curve: {directory.path / 'curve.png'}")
         whole = directory.model.is_dir()
         out.print(
             f"model:          {directory.model}"

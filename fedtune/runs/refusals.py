@@ -8,6 +8,7 @@ from fedtune.adapters.layout import Layout
 from fedtune.errors import Incompatible
 from fedtune.rules import RULES, make_rule
 from fedtune.rules.base import Stateful
+from fedtune.rules.trust import FLTrust
 from fedtune.runs.privacy import check_any_level, check_example_level, check_user_level
 from fedtune.scenario.schema import PreSection, RuleSection, Scenario, ServerOptimizerSection
 from fedtune.server.base import AdapterStrategy
@@ -83,6 +84,23 @@ def _check_iterates(scenario: Scenario) -> None:
 
 def noisy_downlink(scenario: Scenario) -> bool:
     return scenario.faults.noise_down > 0 or scenario.faults.snr_down is not None
+
+
+def check_bare(strategy: AdapterStrategy, scenario: Scenario) -> None:
+    """Refuse what a server without data and weights cannot do.
+
+    Raises:
+        Incompatible: with the reason, and what is allowed.
+    """
+    why = "the server has neither data nor weights of the base; give task.test"
+    needs = {
+        "strategy.rule": isinstance(strategy.rule, FLTrust),
+        "run.early_stopping": scenario.run.early_stopping is not None,
+        "adapter.init": scenario.adapter.init in ("public", "pooled"),
+        "adapter.kind": scenario.adapter.kind == "rank",
+    }
+    for key in (key for key, given in needs.items() if given):
+        raise Incompatible(f"{key}: {why}")
 
 
 def check_factors(strategy: AdapterStrategy, layout: Layout) -> None:

@@ -20,6 +20,7 @@ from fedtune.runs.loop import Observer, Started
 from fedtune.runs.server_files import FAILED, STARTED
 from fedtune.runs.superlink import POLL, flwr
 
+STATUS_EVERY = 20.0
 PROJECT = {
     "name": "fedtune-run",
     "version": "0.0.0",
@@ -95,3 +96,32 @@ def raise_failure(file: Path) -> None:
     if file.exists():
         found = json.loads(file.read_text("utf-8"))
         raise (ScenarioError if found["kind"] == "ScenarioError" else RunError)(found["error"])
+
+
+class Ended:
+    """Asks Flower now and then whether it has ended a run.
+
+    Args:
+        run_id: Flower's.
+        connection: name of the SuperLink.
+        environment: of Flower's commands.
+    """
+
+    def __init__(self, run_id: str, connection: str, environment: dict[str, str]) -> None:
+        self.run_id, self.connection, self.environment = run_id, connection, environment
+        self._looked = time.monotonic()
+
+    def check(self, folder: Path, directory: RunDirectory) -> None:
+        """Raise `RunError` if it has, and the run has no summary.
+
+        Args:
+            folder: where the ServerApp reports to.
+        """
+        if time.monotonic() - self._looked <= STATUS_EVERY:
+            return
+        found = flwr(["list", self.connection, "--run-id", self.run_id], self.environment)
+        self._looked = time.monotonic()
+        run: dict[str, Any] = next(iter(found.get("runs", [])), {})
+        if str(run.get("status", "")).startswith("finished") and not directory.summary:
+            raise_failure(folder / FAILED)
+            raise RunError(f"Flower ended the run: {run.get('status-details') or run['status']}")

@@ -26,6 +26,8 @@ PACKAGES = ("flwr", "numpy", "peft", "torch", "transformers")
 
 def draw_run(federation: Federation, state: ServerState, directory: RunDirectory) -> None:
     """Draw the learning curve."""
+    if not directory.looks:
+        return
     task = federation.scenario.task
     where = "clients' held-out data" if task.head == "local" else "test data"
     title = (

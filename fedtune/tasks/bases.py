@@ -80,11 +80,6 @@ def load_base(task: TaskSection, classes: list[str]) -> PretrainedBase:
     if task.base == CONV:
         return _random(path, classes)
     auto, takes = MODELS[task.kind]
-    labels: dict[str, Any] = {}
-    if task.kind != "causal-lm":
-        names = dict(enumerate(classes))
-        labels = {"id2label": names, "label2id": {name: i for i, name in names.items()}}
-        labels["num_labels"] = len(classes)
     try:
         with quiet():
             model, info = auto.from_pretrained(
@@ -92,7 +87,7 @@ def load_base(task: TaskSection, classes: list[str]) -> PretrainedBase:
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 dtype=torch.float32,
-                **labels,
+                **labels_of(task, classes),
             )
     except (OSError, ValueError, SafetensorError) as error:
         raise ScenarioError(f"task.base = {task.base!r}: {first_line(error)}") from None
@@ -105,11 +100,20 @@ def load_base(task: TaskSection, classes: list[str]) -> PretrainedBase:
         return PretrainedBase(model, [], frozenset(), path)
     if task.kind == "text-classification":
         model.config.pad_token_id = load_tokenizer(task.base).pad_token_id
-    head = _head(model, fresh)
+    head = head_of(model, fresh)
     if not head:
         raise _unfit(task, model, "has no head of its own")
     outside = {n.rpartition(".")[0] for n in fresh if n.split(".")[0] not in head}
     return PretrainedBase(model, [*head, *sorted(outside)], frozenset(fresh), path)
+
+
+def labels_of(task: TaskSection, classes: list[str]) -> dict[str, Any]:
+    """What a base's configuration is told of the classes."""
+    if task.kind == "causal-lm":
+        return {}
+    names = dict(enumerate(classes))
+    ids = {name: i for i, name in names.items()}
+    return {"id2label": names, "label2id": ids, "num_labels": len(classes)}
 
 
 def _random(path: str, classes: list[str]) -> PretrainedBase:
@@ -153,7 +157,7 @@ def quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
 
 
-def _head(model: PreTrainedModel, fresh: set[str]) -> list[str]:
+def head_of(model: PreTrainedModel, fresh: set[str]) -> list[str]:
     """Children beside the backbone; where the prefix names no child, those that are all new."""
     children = {n: c for n, c in model.named_children() if any(True for _ in c.parameters())}
     if model.base_model_prefix in children:

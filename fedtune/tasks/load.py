@@ -14,15 +14,16 @@ from fedtune.errors import ScenarioError
 from fedtune.randomness import generator
 from fedtune.scenario.schema import Scenario
 from fedtune.scenario.task import CLIENTS, SQUARES, TaskSection
-from fedtune.tasks.base import Classification, Data, Objective, Rows
+from fedtune.tasks.base import Classification, Data, Objective, Rows, Table
 from fedtune.tasks.bases import load_base
 from fedtune.tasks.clients import AbsentRows, ClientRows, DealtRows, EvenRows, held_of_all
 from fedtune.tasks.examples import Examples, dealt_by
 from fedtune.tasks.generation import ExactMatch
 from fedtune.tasks.images import load_images
-from fedtune.tasks.language import load_language
+from fedtune.tasks.language import CausalLM, load_language
 from fedtune.tasks.library import Library
 from fedtune.tasks.partition import partition
+from fedtune.tasks.shapes import load_shapes
 from fedtune.tasks.squares import SquaredError, least_squares, linear_base
 from fedtune.tasks.synthetic import CLASSES, SyntheticImages
 from fedtune.tasks.text import load_text
@@ -98,6 +99,8 @@ def load_task(
             )
         return MADE[scenario.task.data](scenario, device, dtype)
     task = scenario.task
+    if task.data == CLIENTS and task.test is None:
+        return _shapes_alone(scenario)
     examples = (library or Library()).borrow(
         task.model_dump_json(exclude={"validation", "head"}),
         lambda: LOADERS[task.kind](task),
@@ -134,6 +137,22 @@ def load_task(
     clients_own = [np.setdiff1d(part, own, assume_unique=True) for part in parts]
     return (
         loaded if task.validation is None else _on_validation(loaded, scenario, parts, clients_own)
+    )
+
+
+def _shapes_alone(scenario: Scenario) -> Task:
+    """What a server knows that has neither examples nor the base's weights."""
+    task, classes = scenario.task, scenario.task.labels or []
+    nothing = Table({}, torch.empty(0, dtype=torch.long))
+    return Task(
+        base=load_shapes(task, classes),
+        objective=CausalLM() if task.kind == "causal-lm" else Classification(),
+        train=nothing,
+        test=nothing,
+        test_rows=np.empty(0, dtype=np.int64),
+        clients=AbsentRows(scenario.clients.count),
+        classes=classes,
+        notes=["data: each client brings its own; without task.test nothing is evaluated here"],
     )
 
 

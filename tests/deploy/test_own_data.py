@@ -6,12 +6,17 @@ import csv
 import json
 
 import pytest
+import torch
 
 import fedtune
 from fedtune.deploy.data import data_fault
 from fedtune.errors import ScenarioError
 from fedtune.grids.compat import content_from_bytes
 from fedtune.scenario import load_scenario
+from fedtune.scenario.task import TaskSection
+from fedtune.tasks import load
+from fedtune.tasks.bases import load_base
+from fedtune.tasks.shapes import load_shapes
 from fedtune.tasks.words import intents
 from tests.deploy.kit import deployment
 from tests.deploy.test_deployment import DOUBLE, adapter_of, apart
@@ -45,7 +50,7 @@ def files(tmp_path_factory):
     return folder, names, parts
 
 
-def bringing_own(tmp_path, files, own=None, **changes):
+def bringing_own(tmp_path, files, own=None, test="test.csv", **changes):
     folder, names, _ = files
     data = {0: "0.csv", 1: "1.jsonl", 2: "2.csv"}
     settings = {c: {"data": {"file": str(folder / name)}} for c, name in data.items()}
@@ -53,8 +58,8 @@ def bringing_own(tmp_path, files, own=None, **changes):
         settings[client] = {**settings[client], **more}
     return deployment(
         tmp_path, settings, clients__count=3, task__data="clients", task__labels=names,
-        task__test=str(folder / "test.csv"), clients__partition={"kind": "iid"}, **TEXT, **DOUBLE,
-        **changes,
+        task__test=test and str(folder / test), clients__partition={"kind": "iid"},
+        **TEXT, **DOUBLE, **changes,
     )  # fmt: skip
 
 
@@ -150,3 +155,44 @@ def test_columns_may_have_other_names_at_a_client(tmp_path, files):
         "task.kind": "text-classification", "task.base": "builtin:bert-words",
         "task.data": str(folder / "0.csv"), "task.test": str(folder / "0.csv"),
         "task.labels": names}).task) is None  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fed-sb", "fedex-lora", "fedsvd"])
+def test_a_server_without_data_and_weights_aggregates_alike(tmp_path, files, method, monkeypatch):
+    of = {"strategy__name": method, "adapter__init_examples": 4}
+    full = bringing_own(tmp_path / "a", files, **of).run(tmp_path / "a" / "run")
+    made, loaded = bringing_own(tmp_path / "b", files, test=None, **of), []
+    plain = load.load_shapes
+    monkeypatch.setattr(
+        load, "load_shapes", lambda *given: loaded.append(plain(*given)) or loaded[0]
+    )
+    bare = made.run(tmp_path / "b" / "run")
+    assert apart(adapter_of(bare), adapter_of(full)) == 0.0
+    parameters = dict(loaded[0].model.named_parameters())
+    with_values = [name for name, tensor in parameters.items() if not tensor.is_meta]
+    assert all("lora_" in name or "classifier" in name for name in with_values)
+    assert [line["eval"] for line in bare.metrics] == [{}, {}]
+    assert bare.summary["final"] == {}
+
+
+def test_what_a_server_without_weights_cannot_do_is_refused(tmp_path, files):
+    made = bringing_own(tmp_path, files, test=None, run__early_stopping={"patience": 2})
+    with pytest.raises(
+        ScenarioError, match=r"neither data nor weights of the base; give task\.test"
+    ):
+        made.run(tmp_path / "run")
+
+
+def test_shapes_and_head_are_those_of_the_loaded_base(files):
+    for base, kind in (("builtin:bert-words", "text-classification"),
+                       ("builtin:llama-words", "causal-lm")):  # fmt: skip
+        task = TaskSection(kind=kind, base=base, data="clients", labels=files[1])
+        classes = files[1] if kind != "causal-lm" else []
+        shapes, whole = load_shapes(task, classes), load_base(task, classes)
+        assert (shapes.head, shapes.fresh) == (whole.head, whole.fresh)
+        for name, tensor in whole.model.named_parameters():
+            found = shapes.model.get_parameter(name)
+            assert found.shape == tensor.shape
+            inside = name.split(".")[0] in whole.head
+            assert found.is_meta != inside
+            assert not inside or name in whole.fresh or torch.equal(found, tensor)

@@ -1,0 +1,91 @@
+"""A base without its weights: shapes from its configuration, values of its head alone.
+
+A server that neither evaluates nor changes the base needs no more of it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoConfig
+from transformers.utils.hub import cached_file
+
+from fedtune.adapters.wrap import PretrainedBase
+from fedtune.errors import ScenarioError, first_line
+from fedtune.scenario.task import CONV, TaskSection
+from fedtune.tasks.bases import CONFIG, MODELS, WEIGHTS, base_path, head_of, labels_of, quiet
+
+INDEX = f"{WEIGHTS}.index.json"
+
+
+def load_shapes(task: TaskSection, classes: list[str]) -> PretrainedBase:
+    """The base of a task on the meta device; its head's parameters on the CPU.
+
+    Those of the head that the checkpoint holds, in safetensors, are read; where there is no
+    checkpoint on this machine they begin as new ones do.
+
+    Raises:
+        ScenarioError: if its configuration cannot be had, or it has no head of its own.
+    """
+    if task.base == CONV:
+        raise ScenarioError(f"task.base = {CONV!r}: its weights are what is trained")
+    path = base_path(task.base)
+    auto, takes = MODELS[task.kind]
+    try:
+        with quiet(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(path, **labels_of(task, classes))
+            model = auto.from_config(config)
+    except (OSError, ValueError) as error:
+        raise ScenarioError(f"task.base = {task.base!r}: {first_line(error)}") from None
+    if model.main_input_name != takes:
+        raise ScenarioError(f"task.base = {task.base!r}: takes {model.main_input_name}")
+    if task.kind == "causal-lm":
+        return PretrainedBase(model, [], frozenset(), path)
+    names = [name for name, _ in model.named_parameters()]
+    held = _held(path)
+    fresh = {n for n in names if n not in held or held[n] != tuple(model.get_parameter(n).shape)}
+    head = head_of(model, fresh)
+    if not head:
+        raise ScenarioError(f"task.base = {task.base!r}: {type(model).__name__} has no head")
+    for module in head:
+        model.get_submodule(module).to_empty(device="cpu")
+    for name in names:
+        if name.split(".")[0] in head and name not in fresh:
+            model.get_parameter(name).data = _read(path, name)
+    return PretrainedBase(model, head, frozenset(n for n in fresh if n.split(".")[0] in head), path)
+
+
+def _files(path: str) -> list[Path]:
+    """The safetensors files of a checkpoint, as far as they are on this machine."""
+    folder = Path(path)
+    if not folder.is_dir():
+        try:
+            folder = Path(str(cached_file(path, CONFIG, local_files_only=True))).parent
+        except OSError:
+            return []
+    if (folder / INDEX).is_file():
+        named = set(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values())
+        return [folder / name for name in sorted(named) if (folder / name).is_file()]
+    return [folder / WEIGHTS] if (folder / WEIGHTS).is_file() else []
+
+
+def _held(path: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of a checkpoint's tensors; no weight is read."""
+    found: dict[str, tuple[int, ...]] = {}
+    for file in _files(path):
+        with safe_open(file, "pt") as opened:
+            found.update({k: tuple(opened.get_slice(k).get_shape()) for k in opened.keys()})  # noqa: SIM118
+    return found
+
+
+def _read(path: str, name: str) -> Tensor:
+    for file in _files(path):
+        with safe_open(file, "pt") as opened:
+            if name in opened.keys():  # noqa: SIM118
+                tensor: Tensor = opened.get_tensor(name)
+                return tensor.float()
+    raise KeyError(name)
