@@ -18,8 +18,9 @@ from typing import Any
 
 from fedtune.cohort.engine import Engine
 from fedtune.cohort.plan import ClientResult
-from fedtune.runs.build import Federation, build, settle_paths
+from fedtune.runs.build import Federation, build
 from fedtune.runs.loop import one_round, start_state
+from fedtune.runs.settling import settle_paths
 from fedtune.scenario import load_scenario
 
 OUT = Path(__file__).parent.parent / "docs" / "benchmarks" / "scale.json"

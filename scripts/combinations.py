@@ -26,9 +26,10 @@ from typing import Any, get_args
 import torch
 
 from fedtune.errors import ScenarioError
-from fedtune.runs.build import build, settle_paths
+from fedtune.runs.build import build
 from fedtune.runs.directory import RunDirectory
 from fedtune.runs.loop import one_round, open_run, start_state
+from fedtune.runs.settling import settle_paths
 from fedtune.runs.strategies import find_strategy, strategy_names
 from fedtune.scenario import load_scenario
 from fedtune.scenario.schema import RULE, PreName, ServerOptimizerName

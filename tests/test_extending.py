@@ -13,8 +13,9 @@ import torch
 import fedtune
 from fedtune.cli.listing import LISTS
 from fedtune.errors import ScenarioError
-from fedtune.runs.build import build, settle_paths
+from fedtune.runs.build import build
 from fedtune.runs.export import load_model
+from fedtune.runs.settling import settle_paths
 from fedtune.scenario import Scenario, load_scenario
 from tests.runs.kit import lines, small
 

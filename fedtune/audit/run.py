@@ -22,8 +22,9 @@ from fedtune.audit.tokens import token_presence
 from fedtune.audit.uploads import Uploads
 from fedtune.errors import Incompatible
 from fedtune.privacy.streams import Streams
-from fedtune.runs.build import Federation, build, settle_paths
+from fedtune.runs.build import Federation, build
 from fedtune.runs.loop import one_round, start_state
+from fedtune.runs.settling import settle_paths
 from fedtune.scenario import Scenario, load_scenario
 from fedtune.scenario.loading import Overrides
 from fedtune.tasks.load import Task

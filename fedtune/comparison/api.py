@@ -18,8 +18,8 @@ from fedtune.reporting.figure import save_figure
 from fedtune.reporting.page import failed, html, page_latex, page_markdown
 from fedtune.reporting.plots import pictures
 from fedtune.reporting.tables import cells_csv
-from fedtune.runs.build import with_absolute_paths
 from fedtune.runs.directory import RunDirectory
+from fedtune.runs.settling import with_absolute_paths
 from fedtune.scenario import Scenario, load_scenario
 from fedtune.scenario.compare import CompareSection
 from fedtune.scenario.loading import Overrides, validate

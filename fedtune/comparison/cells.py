@@ -13,7 +13,7 @@ from typing import Literal
 from fedtune.errors import ScenarioError
 from fedtune.runs.api import resume, run
 from fedtune.runs.directory import RunDirectory
-from fedtune.runs.loop import Observer
+from fedtune.runs.observing import Observer
 from fedtune.scenario import Scenario, dump_scenario
 from fedtune.tasks.library import Library
 

@@ -18,8 +18,10 @@ from fedtune.comparison.grid import Family, Over, expand, families, label_of, se
 from fedtune.comparison.measure import default_metric
 from fedtune.comparison.tuning import Trial, candidates, choose, score, trial_cells, worst_of
 from fedtune.errors import FedtuneError, Incompatible, ScenarioError
-from fedtune.runs.build import Federation, build, pick_device
-from fedtune.runs.loop import Line, Started, start_state
+from fedtune.runs.build import Federation, build
+from fedtune.runs.engines import pick_device
+from fedtune.runs.loop import start_state
+from fedtune.runs.observing import Line, Started
 from fedtune.runs.plan import with_kept
 from fedtune.runs.summary import versions
 from fedtune.scenario import Scenario, dump_scenario

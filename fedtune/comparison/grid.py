@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from fedtune.adversaries.setup import check_attack
 from fedtune.errors import Incompatible, ScenarioError
 from fedtune.reporting.measures import shown
-from fedtune.runs.build import settle_paths
+from fedtune.runs.settling import settle_paths
 from fedtune.runs.strategies import make_strategy, strategy_names
 from fedtune.runs.traces import read_trace
 from fedtune.scenario import Scenario, load_scenario

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from fedtune.comparison.cells import Cell
 from fedtune.reporting.measures import written
-from fedtune.runs.loop import Line, Started
+from fedtune.runs.observing import Line, Started
 
 ETA_WINDOW = 600.0
 

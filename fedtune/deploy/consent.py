@@ -8,7 +8,7 @@ from fedtune.adapters.kinds import find_kind
 from fedtune.deploy.digest import base_digest
 from fedtune.deploy.settings import ClientSettings
 from fedtune.errors import ClientFailure
-from fedtune.runs.build import settle_paths
+from fedtune.runs.settling import settle_paths
 from fedtune.scenario import Scenario, load_scenario
 from fedtune.scenario.trouble import AttackSection, FaultsSection
 

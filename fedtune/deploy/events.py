@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedtune.files import append_line
-from fedtune.runs.loop import Line, Observer, Started
+from fedtune.runs.observing import Line, Observer, Started
 
 EVENTS = "events.jsonl"
 COUNTS = (

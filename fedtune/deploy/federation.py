@@ -21,7 +21,7 @@ from fedtune.deploy.processes import ClientProcesses, Place
 from fedtune.deploy.runs import Asked, opened, prepared, register
 from fedtune.errors import RunError, ScenarioError
 from fedtune.runs.directory import RunDirectory
-from fedtune.runs.loop import Observer
+from fedtune.runs.observing import Observer
 from fedtune.runs.processes import stop_all
 from fedtune.runs.submitting import follow
 from fedtune.runs.superlink import CONNECTION, SuperLink

@@ -13,12 +13,12 @@ from fedtune.errors import RunError, ScenarioError
 from fedtune.files import write_json
 from fedtune.grids.deployed_grid import nodes_text
 from fedtune.runs.api import overridden
-from fedtune.runs.build import settle_paths
 from fedtune.runs.directory import RunDirectory
 from fedtune.runs.flower import FEDERATION, NODES, OUT, REPORT, RESUME, SCENARIO, check_out
-from fedtune.runs.loop import Observer
+from fedtune.runs.observing import Observer
 from fedtune.runs.processes import flower_environment
 from fedtune.runs.server_files import OWNER
+from fedtune.runs.settling import settle_paths
 from fedtune.runs.submitting import Ended, follow, submit
 from fedtune.runs.superlink import flwr
 from fedtune.scenario import Scenario, dump_scenario, load_scenario
@@ -48,14 +48,20 @@ class Asked:
     nodes: Mapping[int, int]
     resume: bool = False
 
-    def submit(self, folder: Path, connection: str, environment: dict[str, str]) -> str:
+    def submit(
+        self,
+        folder: Path,
+        connection: str,
+        environment: dict[str, str],
+        apps: Mapping[str, str] = APPS,
+    ) -> str:
         """Start it; gives Flower's id of it. The folder is where the ServerApp reports to."""
         (folder / OWNER).write_text(str(os.getpid()), "ascii")
         config = {
             SCENARIO: dump_scenario(self.scenario), OUT: str(self.path), RESUME: self.resume,
             REPORT: str(folder), FEDERATION: self.federation, NODES: nodes_text(self.nodes),
         }  # fmt: skip
-        return submit(folder, APPS, config, environment, connection)
+        return submit(folder, apps, config, environment, connection)
 
 
 def prepared(scenario: Scenario, path: Path) -> tuple[Scenario, RunDirectory, str]:

@@ -13,19 +13,15 @@ from fedtune.cohort.engine import Resolved
 from fedtune.errors import ScenarioError
 from fedtune.grids.node_grid import NodeGrid
 from fedtune.reporting.partition import draw_partition
-from fedtune.runs.build import Federation, build, settle_paths
+from fedtune.runs.build import Federation, build
 from fedtune.runs.checkpoints import Checkpoint, load_checkpoint
 from fedtune.runs.clientwise import by_client
 from fedtune.runs.directory import RunDirectory
 from fedtune.runs.export import save_result
-from fedtune.runs.loop import (
-    Observer,
-    ServerState,
-    Started,
-    run_rounds,
-    start_state,
-)
+from fedtune.runs.loop import ServerState, run_rounds, start_state
+from fedtune.runs.observing import Observer, Started
 from fedtune.runs.on_flower import run_on_flower
+from fedtune.runs.settling import settle_paths
 from fedtune.runs.strategies import what_clients_keep
 from fedtune.runs.summary import draw_run, summarise
 from fedtune.runs.tracking import Tracked, check_trackers

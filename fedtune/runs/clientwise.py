@@ -12,7 +12,8 @@ from fedtune.grids.arrays import records
 from fedtune.grids.directory import directory_of
 from fedtune.reporting.partition import class_counts
 from fedtune.runs.build import Federation
-from fedtune.runs.loop import ServerState, ask_clients
+from fedtune.runs.evaluating import ask_clients
+from fedtune.runs.loop import ServerState
 from fedtune.tasks.clients import DealtRows
 
 Found = dict[int, dict[str, float]]

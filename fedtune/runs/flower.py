@@ -13,7 +13,7 @@ from fedtune.apps.opening import OPENING
 from fedtune.apps.received import message_round
 from fedtune.apps.store import KEPT, ClientStore, FileStore
 from fedtune.errors import ScenarioError
-from fedtune.runs.build import settle_paths
+from fedtune.runs.settling import settle_paths
 from fedtune.runs.strategies import what_clients_keep
 from fedtune.scenario import Scenario, load_scenario
 from fedtune.scenario.loading import validate

@@ -10,9 +10,8 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
 
-from flwr.app import ConfigRecord, Message, MessageType
+from flwr.app import ConfigRecord, MessageType
 from torch import Tensor
 
 from fedtune.apps.budget import Budget
@@ -23,47 +22,8 @@ from fedtune.grids.arrays import to_record, to_tensors
 from fedtune.runs.build import Federation
 from fedtune.runs.checkpoints import Checkpoint, save_checkpoint
 from fedtune.runs.directory import RunDirectory
-
-Line = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Started:
-    """What is known of a run before its first round.
-
-    Attributes:
-        strategy: its name.
-        adapter: its kind.
-        clients: how many hold examples.
-        parameters: trained by each.
-        engine: what trains them, and
-        device: where.
-        notes: lines that the user should see.
-        rounds: the last round.
-        first_round: the first one to run.
-        initial: the evaluation before round 1.
-    """
-
-    strategy: str
-    adapter: str
-    clients: int
-    parameters: int
-    engine: str
-    device: str
-    notes: list[str]
-    rounds: int
-    first_round: int
-    initial: dict[str, float]
-
-
-class Observer(Protocol):
-    """Shows a run; the default shows nothing."""
-
-    def started(self, run: Started) -> None:
-        """Before the first round to run."""
-
-    def finished_round(self, line: Line) -> None:
-        """After each round, with its line of metrics.jsonl."""
+from fedtune.runs.evaluating import evaluate
+from fedtune.runs.observing import Line, Observer, Started
 
 
 @dataclass
@@ -242,43 +202,6 @@ def _private_line(line: Line, budget: Budget | UserBudget) -> Line:
     told = {name: value for name, value in line.items() if name not in hidden}
     problems = [{**problem, "client": None, "reason": ""} for problem in line["problems"]]
     return {**told, "train": {}, "problems": problems, "epsilon": budget.spent()}
-
-
-def evaluate(
-    federation: Federation, arrays: dict[str, Tensor], server_round: int
-) -> dict[str, float]:
-    """Mean loss and metrics: centrally on the test split, or by the clients of local heads."""
-    task = federation.task
-    if federation.scenario.task.head != "local":
-        if not len(task.test_rows):
-            return {}
-        found = federation.engine.evaluate(arrays, task.test, task.test_rows)
-        if task.exact_match is not None:
-            found["exact_match"] = federation.engine.generate(arrays, task.exact_match)
-        found.update(_attack_success(federation, arrays))
-        return found
-    record = federation.strategy.aggregate_evaluate(
-        server_round, ask_clients(federation, arrays, server_round)
-    )
-    return {name: float(value) for name, value in (record or {}).items()}  # type: ignore[arg-type]
-
-
-def _attack_success(federation: Federation, arrays: dict[str, Tensor]) -> dict[str, float]:
-    """How often a backdoor's trigger leads to its target, over test examples of other classes."""
-    adversary = federation.adversary
-    if adversary.triggered is None or adversary.triggered_rows is None:
-        return {}
-    found = federation.engine.evaluate(arrays, adversary.triggered, adversary.triggered_rows)
-    return {"attack_success": found["accuracy"]}
-
-
-def ask_clients(
-    federation: Federation, arrays: dict[str, Tensor], server_round: int
-) -> list[Message]:
-    """Replies of clients that evaluate the given tensors on what they hold out."""
-    strategy, grid = federation.strategy, federation.grid
-    messages = strategy.configure_evaluate(server_round, to_record(arrays), ConfigRecord(), grid)
-    return list(grid.send_and_receive(messages))
 
 
 def stops_early(federation: Federation, directory: RunDirectory) -> bool:

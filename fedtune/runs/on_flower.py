@@ -15,7 +15,7 @@ import torch
 from fedtune.errors import RunError, ScenarioError
 from fedtune.runs.directory import RunDirectory
 from fedtune.runs.flower import OUT, REPORT, RESUME, SCENARIO
-from fedtune.runs.loop import Observer
+from fedtune.runs.observing import Observer
 from fedtune.runs.server_files import OWNER
 from fedtune.runs.submitting import Ended, follow, submit
 from fedtune.runs.superlink import CONNECTION, SuperLink, private_superlink

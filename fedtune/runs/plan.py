@@ -14,10 +14,11 @@ from fedtune.apps.user_budget import UserBudget
 from fedtune.cohort.engine import cohorts
 from fedtune.cohort.sizing import held_memory, peak_memory
 from fedtune.errors import Declined
-from fedtune.runs.build import Federation, build, settle_paths
+from fedtune.runs.build import Federation, build
 from fedtune.runs.cost import evaluation_seconds, probe, train_seconds
 from fedtune.runs.loop import start_state
 from fedtune.runs.participations import planned_rounds
+from fedtune.runs.settling import settle_paths
 from fedtune.runs.traffic import traffic
 from fedtune.scenario import Scenario, load_scenario
 from fedtune.scenario.loading import Overrides

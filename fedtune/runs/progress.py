@@ -16,7 +16,7 @@ from rich.progress import (
 
 from fedtune.reporting.privacy import in_a_line
 from fedtune.runs.directory import RunDirectory
-from fedtune.runs.loop import Started
+from fedtune.runs.observing import Started
 
 PLAIN_LINES = 10
 

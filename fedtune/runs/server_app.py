@@ -11,7 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedtune.runs import api
 from fedtune.runs.flower import OUT, REPORT, RESUME, SCENARIO, check_out, scenario_of
-from fedtune.runs.loop import Observer
+from fedtune.runs.observing import Observer
 from fedtune.runs.progress import ConsoleObserver
 from fedtune.runs.server_files import Reporting, write_failure
 

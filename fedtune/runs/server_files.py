@@ -9,7 +9,7 @@ import psutil
 
 from fedtune.errors import FedtuneError, RunError
 from fedtune.files import write_json
-from fedtune.runs.loop import Line, Observer, Started
+from fedtune.runs.observing import Line, Observer, Started
 
 STARTED, FAILED, OWNER = "started.json", "failed.json", "owner.pid"
 

@@ -16,7 +16,7 @@ import tomli_w
 
 from fedtune.errors import RunError, ScenarioError
 from fedtune.runs.directory import RunDirectory
-from fedtune.runs.loop import Observer, Started
+from fedtune.runs.observing import Observer, Started
 from fedtune.runs.server_files import FAILED, STARTED
 from fedtune.runs.superlink import POLL, flwr
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from fedtune.errors import RunError, ScenarioError, first_line
 from fedtune.files import write_json
 from fedtune.runs.directory import RunDirectory
-from fedtune.runs.loop import Line, Observer, Started
+from fedtune.runs.observing import Line, Observer, Started
 from fedtune.scenario import Scenario
 
 IDS = "trackers.json"

@@ -9,8 +9,9 @@ import torch
 import fedtune
 from fedtune.adversaries.poisoned import Backdoor, CatMap, LabelFlip, Poisoned, draw_malicious
 from fedtune.errors import ScenarioError
-from fedtune.runs.build import build, settle_paths
+from fedtune.runs.build import build
 from fedtune.runs.loop import one_round, start_state
+from fedtune.runs.settling import settle_paths
 from fedtune.scenario import load_scenario
 from tests.runs.kit import adapter_bytes, lines, small
 

@@ -16,7 +16,8 @@ from fedtune.cli.app import app
 from fedtune.errors import ScenarioError
 from fedtune.privacy import user
 from fedtune.privacy.example import ExampleNoise
-from fedtune.runs.build import build, settle_paths
+from fedtune.runs.build import build
+from fedtune.runs.settling import settle_paths
 from fedtune.scenario import load_scenario
 
 FEW = {

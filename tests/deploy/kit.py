@@ -14,8 +14,8 @@ from fedtune.deploy.trainer import Trainer
 from fedtune.grids.cohort_grid import CohortGrid
 from fedtune.grids.compat import content_from_bytes, make_run, message_to_bytes, task_identity
 from fedtune.grids.deployed_grid import DeployedGrid
-from fedtune.runs.build import settle_paths
 from fedtune.runs.directory import RunDirectory
+from fedtune.runs.settling import settle_paths
 from fedtune.scenario import Scenario, dump_scenario, load_scenario
 from tests.runs.kit import small
 

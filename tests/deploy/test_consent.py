@@ -11,7 +11,7 @@ from fedtune.errors import ScenarioError
 from fedtune.grids.replies import DECLINED
 from fedtune.privacy.accounting import epsilon
 from fedtune.privacy.ledger import Ledger
-from fedtune.runs.build import settle_paths
+from fedtune.runs.settling import settle_paths
 from fedtune.scenario import dump_scenario, load_scenario
 from tests.deploy.kit import FEDERATION, deployment, settings_of
 from tests.runs.kit import small

@@ -17,8 +17,8 @@ import tomli_w
 from fedtune.deploy.certificates import make_certificates, make_client_keys
 from fedtune.deploy.processes import Place, supernode_command
 from fedtune.deploy.runs import register
-from fedtune.runs.build import settle_paths
 from fedtune.runs.processes import Child, flower_environment, stop_all
+from fedtune.runs.settling import settle_paths
 from fedtune.runs.superlink import CONNECTION, SuperLink, flwr
 from fedtune.scenario import dump_scenario, load_scenario
 from tests.deploy.kit import FEDERATION

@@ -12,8 +12,9 @@ import fedtune
 from fedtune.errors import ScenarioError
 from fedtune.grids.arrays import to_record
 from fedtune.grids.faults import CORRUPT, checksum, damaged
-from fedtune.runs.build import build, settle_paths
+from fedtune.runs.build import build
 from fedtune.runs.loop import one_round, start_state
+from fedtune.runs.settling import settle_paths
 from fedtune.scenario import load_scenario
 from tests.runs.kit import adapter_bytes, lines, small
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import fedtune
-from fedtune.runs.build import build, settle_paths
+from fedtune.runs.build import build
 from fedtune.runs.clientwise import CLASS_MIX, HELD_OUT, by_client, worst_clients
 from fedtune.runs.loop import start_state
+from fedtune.runs.settling import settle_paths
 from fedtune.scenario import load_scenario
 from tests.runs.kit import small
 

@@ -14,10 +14,11 @@ from transformers import AutoModelForImageClassification, ViTConfig, ViTForImage
 import fedtune
 from fedtune.adapters.ranked import bits_of
 from fedtune.errors import ScenarioError
-from fedtune.runs.build import build, settle_paths
+from fedtune.runs.build import build
 from fedtune.runs.checkpoints import load_checkpoint
 from fedtune.runs.export import export, load_model, shortened
 from fedtune.runs.loop import start_state
+from fedtune.runs.settling import settle_paths
 from fedtune.runs.strategies import strategy_names
 from fedtune.scenario import load_scenario
 from fedtune.tasks.bases import base_path

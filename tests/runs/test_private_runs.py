@@ -18,8 +18,10 @@ from fedtune.privacy.accounting import Spent, epsilon
 from fedtune.privacy.example import ExampleNoise
 from fedtune.privacy.ledger import Ledger
 from fedtune.privacy.streams import Streams
-from fedtune.runs.build import build, settle_paths
-from fedtune.runs.loop import ask_clients, one_round, start_state
+from fedtune.runs.build import build
+from fedtune.runs.evaluating import ask_clients
+from fedtune.runs.loop import one_round, start_state
+from fedtune.runs.settling import settle_paths
 from fedtune.scenario import load_scenario
 from fedtune.scenario.privacy import PrivacySection
 from tests.runs.kit import adapter_bytes, lines, small

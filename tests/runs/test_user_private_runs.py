@@ -11,8 +11,9 @@ import torch
 import fedtune
 from fedtune.errors import RunError, ScenarioError
 from fedtune.privacy.accounting import Spent, epsilon
-from fedtune.runs.build import build, settle_paths
+from fedtune.runs.build import build
 from fedtune.runs.loop import one_round, start_state
+from fedtune.runs.settling import settle_paths
 from fedtune.scenario import load_scenario
 from tests.runs.kit import adapter_bytes, lines, small
 

@@ -11,8 +11,9 @@ from transformers import AutoModelForImageClassification
 
 import fedtune
 from fedtune.apps.opening import some_rows
-from fedtune.runs.build import build, settle_paths
+from fedtune.runs.build import build
 from fedtune.runs.loop import ServerState, one_round, open_run, start_state
+from fedtune.runs.settling import settle_paths
 from fedtune.scenario import load_scenario
 from fedtune.tasks.bases import base_path
 from strategies import FedSB

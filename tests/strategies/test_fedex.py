@@ -14,8 +14,9 @@ from fedtune.apps.store import FileStore, MemoryStore
 from fedtune.errors import ScenarioError
 from fedtune.grids.arrays import records, to_tensors
 from fedtune.participation import Participation
-from fedtune.runs.build import build, settle_paths
+from fedtune.runs.build import build
 from fedtune.runs.loop import one_round, start_state
+from fedtune.runs.settling import settle_paths
 from fedtune.scenario import load_scenario
 from fedtune.tasks.library import Library
 from strategies import FedExLoRA

@@ -16,10 +16,11 @@ from fedtune.adapters import ranked
 from fedtune.adversaries.ranks import RankAttackGrid, ReverseRanks, Vulnerable
 from fedtune.errors import ScenarioError
 from fedtune.grids.arrays import to_record, to_tensors
-from fedtune.runs.build import build, settle_paths
+from fedtune.runs.build import build
 from fedtune.runs.checkpoints import load_checkpoint
 from fedtune.runs.export import load_model
 from fedtune.runs.loop import one_round, start_state
+from fedtune.runs.settling import settle_paths
 from fedtune.scenario import load_scenario
 from tests.runs.kit import adapter_bytes, lines, small
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedtune.runs.build import build, settle_paths
+from fedtune.runs.build import build
+from fedtune.runs.settling import settle_paths
 from fedtune.scenario import load_scenario
 from fedtune.tasks.library import Library
 from tests.runs.kit import small

@@ -1,0 +1,99 @@
+"""The engine of a run: device, adapted base, backend."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from fedtune.adapters.wrap import Adapted, wrap
+from fedtune.adversaries.setup import Adversary
+from fedtune.cohort.absent import AbsentBackend
+from fedtune.cohort.backend import Setting
+from fedtune.cohort.engine import Engine, Resolved
+from fedtune.cohort.probe import choose_backend
+from fedtune.errors import ScenarioError
+from fedtune.runs.strategies import adapter_kind, delivered_roles
+from fedtune.scenario.schema import EngineSection, Scenario
+from fedtune.tasks.load import Task
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+}
+PROBE_ROWS = 8
+OWN_THREADS = torch.get_num_threads()
+
+
+def prepare_torch(engine: EngineSection, resolved: Resolved | None) -> torch.device:
+    """Threads and determinism as the scenario says, or as a run settled before; the device."""
+    threads = resolved.threads if resolved else engine.threads
+    torch.set_num_threads(threads if isinstance(threads, int) else OWN_THREADS)
+    if engine.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(engine.deterministic)
+    return torch.device(pick_device(resolved.device if resolved else engine.device))
+
+
+def adapt(scenario: Scenario, task: Task, device: torch.device, dtype: torch.dtype) -> Adapted:
+    """The base with its adapter; one without weights stays where it has none."""
+    kind, head, seed = adapter_kind(scenario), scenario.task.head, scenario.run.seed
+    place = torch.device("meta") if is_bare(task) else device
+    delivers = delivered_roles(scenario)
+    return wrap(task.base, scenario.adapter, kind, head, seed, place, dtype, delivers)
+
+
+def is_bare(task: Task) -> bool:
+    """Whether only the shapes of the base are here."""
+    return str(task.base.model.device.type) == "meta"
+
+
+def make_setting(
+    scenario: Scenario,
+    task: Task,
+    adapted: Adapted,
+    adversary: Adversary,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Setting:
+    local, rounds, way = scenario.local, scenario.run.rounds, scenario.privacy.per_example
+    return Setting(adapted, task.objective, adversary.train, local, rounds, device, dtype, way)
+
+
+def make_engine(
+    scenario: Scenario,
+    setting: Setting,
+    task: Task,
+    resolved: Resolved | None,
+    on_resolve: Callable[[Resolved], None],
+) -> tuple[Engine, str | None]:
+    """The engine, and why it is not the one that was asked for, if so."""
+    section = scenario.engine
+    wanted = resolved.backend if resolved else section.kind.replace("flower", "cohort")
+    sample = np.arange(min(PROBE_ROWS, len(task.train)))
+    backend, reason = (
+        (AbsentBackend(), None) if is_bare(task) else choose_backend(setting, wanted, sample)
+    )
+    settled = resolved or Resolved(backend.name, str(setting.device), torch.get_num_threads())
+    return Engine(backend, setting, settled, section.cohort_size, on_resolve), reason
+
+
+def pick_device(name: str) -> str:
+    """torch's name of the scenario's `engine.device`.
+
+    Raises:
+        ScenarioError: if it is absent.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return "cuda:0" if count else "cpu"
+    if name == "cpu":
+        return name
+    index = int(name.partition(":")[2] or 0)
+    if index >= count:
+        found = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
+        raise ScenarioError(f"engine.device = {name!r}: this machine has: {found}")
+    return f"cuda:{index}"

@@ -1,0 +1,41 @@
+"""A scenario as a run keeps it: nothing left to the folder or the defaults of the moment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedtune.adapters.kinds import find_kind
+from fedtune.runs.participations import planned_rounds
+from fedtune.runs.strategies import adapter_kind, frame_source
+from fedtune.scenario.schema import Scenario
+
+
+def settle_paths(scenario: Scenario) -> Scenario:
+    """The scenario with its adapter kind settled and its local paths made absolute."""
+    settled = with_absolute_paths(scenario)
+    settled.adapter.kind = adapter_kind(scenario)
+    if find_kind(settled.adapter.kind).unscaled:
+        settled.adapter.alpha = float(settled.adapter.rank)
+    if settled.adapter.kind == "lora-sb":
+        settled.adapter.init = frame_source(scenario)  # type: ignore[assignment]
+    if settled.privacy.mechanism != "none":
+        settled.privacy.rounds = planned_rounds(scenario)
+    return settled
+
+
+def with_absolute_paths(scenario: Scenario) -> Scenario:
+    """A copy of the scenario that can be read from another folder."""
+    raw = scenario.model_copy(deep=True)
+    for key in ("base", "data", "test"):
+        value = getattr(raw.task, key)
+        if value is not None and not value.startswith("builtin:"):
+            path = Path(value).expanduser()
+            if path.exists():
+                setattr(raw.task, key, str(path.resolve()))
+    if (file := raw.clients.participation.file) is not None:
+        raw.clients.participation.file = str(Path(file).expanduser().resolve())
+    if (file := raw.privacy.ledger) is not None:
+        raw.privacy.ledger = str(Path(file).expanduser().resolve())
+    if (file := raw.faults.trace) is not None:
+        raw.faults.trace = str(Path(file).expanduser().resolve())
+    return raw
