@@ -59,6 +59,7 @@ class CohortClients:
         holdout: share of its rows that a client is evaluated on and does not train on.
         method: what a client does in a round.
         budget: of private clients.
+        most_batches: of a client in a round; None: any number.
     """
 
     engine: Engine
@@ -68,6 +69,7 @@ class CohortClients:
     holdout: float = 0.0
     method: RoundFunction = plain_round
     budget: Budget | None = None
+    most_batches: int | None = None
 
     def handle(self, messages: Sequence[tuple[int, Message]]) -> list[Answer]:
         """Answer messages to logical clients, in their order."""
@@ -156,7 +158,11 @@ class CohortClients:
         assert one.job is not None
         client, server_round = one.view.client, one.view.server_round
         try:
-            return self._work(client, server_round, one.job)
+            work = self._work(client, server_round, one.job)
+            one.batches += len(work.steps) * self.engine.setting.local.accumulation
+            if self.most_batches is not None and one.batches > self.most_batches:
+                return Declined(client, f"more than {self.most_batches} batches in a round")
+            return work
         except Exception as error:
             return ClientFailure(client, "data", error)
 

@@ -22,6 +22,7 @@ class Going:
         view: what the client knows.
         going: its coroutine.
         job: what waits to be done, None at the end.
+        batches: that it was planned to work on so far.
         done: what came of it, and
         failure: what went wrong.
     """
@@ -31,6 +32,7 @@ class Going:
     view: ClientView
     going: ClientRound
     job: Train | Gradient | None = None
+    batches: int = 0
     done: Done | None = None
     failure: ClientFailure | None = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +13,7 @@ from torch import Tensor
 from fedtune.files import write_atomically
 
 KEPT, SENT = "kept", "sent"
+GROUP_NAME, DIGEST = re.compile(r"[A-Z]"), re.compile(r"[0-9a-f]{16}")
 Kept = dict[str, Tensor]
 
 
@@ -109,18 +111,18 @@ class FileStore:
 
     def recall(self, group: str, digest: str) -> Kept | None:
         """Tensors of a group as the server sent them, or None if not in that version."""
-        file = self.folder / SENT / f"{group}-{digest}.safetensors"
+        file = self._sent(group, digest)
         return load(file.read_bytes()) if file.exists() else None
 
     def remember(self, group: str, digest: str, tensors: Kept) -> None:
         """Keep tensors of a group that the server sent, and those of rounds to be redone."""
-        folder, name = self.folder / SENT, f"{group}-{digest}.safetensors"
-        if (folder / name).exists():
+        file = self._sent(group, digest)
+        if file.exists():
             return
         data = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        write_atomically(folder / name, save(data))
+        write_atomically(file, save(data))
         with suppress(FileNotFoundError):  # another process may tidy up too
-            files = folder.glob(f"{group}-*.safetensors")
+            files = file.parent.glob(f"{group}-*.safetensors")
             for old in sorted(files, key=lambda file: file.stat().st_mtime)[
                 : -2 * (self.rounds + 1)
             ]:
@@ -131,6 +133,12 @@ class FileStore:
         clients = sorted(int(folder.name) for folder in self.folder.glob("[0-9]*"))
         found = {client: self.get(client) for client in clients}
         return {client: kept for client, kept in found.items() if kept is not None}
+
+    def _sent(self, group: str, digest: str) -> Path:
+        """The file of a group; both names come with a message and must not lead elsewhere."""
+        if not (GROUP_NAME.fullmatch(group) and DIGEST.fullmatch(digest)):
+            raise KeyError(f"no group {group!r} of version {digest!r}")
+        return self.folder / SENT / f"{group}-{digest}.safetensors"
 
     def _files(self, client: int) -> dict[int, Path]:
         found = (self.folder / str(client)).glob("[0-9]*.safetensors")

@@ -194,7 +194,8 @@ def trainer(settings: Annotated[Path, typer.Argument(help="The client's own TOML
 
 @contextmanager
 def told(more: str, observer: ConsoleObserver) -> Iterator[None]:
-    """Within it, a failure and Ctrl-C end in a line that says how to go on."""
+    """Within it, a failure, Ctrl-C and SIGTERM end in a line that says how to go on."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:

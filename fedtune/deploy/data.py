@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
+from datasets import Dataset
+
 from fedtune.errors import ScenarioError
 from fedtune.scenario.task import TaskSection
 from fedtune.tasks.sources import load_splits
 
+LOGGER = logging.getLogger("fedtune.trainer")
 NEEDED = {
     "image-classification": ("image", "label"),
     "text-classification": ("text", "text_pair", "label"),
@@ -14,10 +19,11 @@ NEEDED = {
 
 
 def data_fault(task: TaskSection) -> str | None:
-    """Why a client's data do not fit the task, or None."""
+    """Why a client's data do not fit the task, or None; in words that count nothing either."""
     try:
         rows = load_splits(task, (), {})[0]["train"]
-    except ScenarioError:
+    except ScenarioError as error:
+        LOGGER.warning("%s", error)
         return "its data cannot be read, or are empty; its own log says more"
     keys = [key for key in NEEDED[task.kind] if getattr(task, key) is not None]
     if task.response is not None:
@@ -25,15 +31,18 @@ def data_fault(task: TaskSection) -> str | None:
     for key in keys:
         if getattr(task, key) not in rows.column_names:
             return f"its data have no column {getattr(task, key)!r} (task.{key})"
-    if task.kind == "causal-lm":
-        return None
+    return None if task.kind == "causal-lm" else _label_fault(task, rows)
+
+
+def _label_fault(task: TaskSection, rows: Dataset) -> str | None:
     if task.labels is None:
         return "task.labels is not given, so that classes have no common order"
     names = getattr(rows.features[task.label], "names", None)
     values = [names[v] if names else str(v) for v in rows[task.label]]
     if task.label_separator is not None:
         values = [value for value in values if task.label_separator not in value]
-    strange = sum(value not in task.labels for value in values)
+    strange = [value for value in values if value not in task.labels]
     if strange:
-        return f"{strange} of its rows have a label that task.labels does not name"
+        LOGGER.warning("%d labels are not in task.labels, e.g. %r", len(strange), strange[0])
+        return "its rows have a label that task.labels does not name"
     return None if values else "its data have no row with one label"

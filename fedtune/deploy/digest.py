@@ -14,23 +14,31 @@ SUFFIXES = {".safetensors", ".bin", ".json", ".txt", ".model"}
 PIECE = 1 << 22
 
 
+def base_folder(base: str) -> Path:
+    """The folder of a base on this machine; nothing is fetched.
+
+    Raises:
+        ScenarioError: if it is not here.
+    """
+    folder = Path(base_path(base))
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(str(cached_file(str(base), CONFIG, local_files_only=True))).parent
+    except OSError as error:
+        raise ScenarioError(f"base = {base!r}: {first_line(error)}") from None
+
+
 def base_digest(base: str) -> str:
     """SHA-256 over names and contents of a base's weights, configuration and tokenizer.
 
     Raises:
         ScenarioError: if the base is not on this machine.
     """
-    folder = Path(base_path(base))
-    if not folder.is_dir():
-        try:
-            found = cached_file(str(base), CONFIG, local_files_only=True)
-        except OSError as error:
-            raise ScenarioError(f"base = {base!r}: {first_line(error)}") from None
-        folder = Path(str(found)).parent
-    total = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.suffix in SUFFIXES and not file.name.startswith("."):
-            total.update(f"{file.name}\0{_of_file(file)}\0".encode())
+    folder, total = base_folder(base), hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        if file.suffix in SUFFIXES and file.is_file() and not file.name.startswith("."):
+            total.update(f"{file.relative_to(folder)}\0{_of_file(file)}\0".encode())
     return total.hexdigest()
 
 

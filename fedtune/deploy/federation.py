@@ -92,16 +92,16 @@ class LocalFederation:
         )
 
     def check(self) -> None:
-        """Raise `RunError` if the SuperLink or every client is gone."""
+        """Raise `RunError` if the SuperLink is gone, or every client for good."""
         self.link.check()
-        gone = 0
+        gone: list[RunError] = []
         for one in self.clients.values():
             try:
                 one.check()
-            except RunError:
-                gone += 1
-        if self.clients and gone == len(self.clients):
-            next(iter(self.clients.values())).supernode.check()
+            except RunError as error:
+                gone.append(error)
+        if gone and len(gone) == len(self.clients):
+            raise gone[0]
 
     def submit(self, scenario: Scenario, path: Path, federation: str, resume: bool) -> str:
         """Start a run; gives Flower's id of it."""
@@ -117,10 +117,8 @@ class LocalFederation:
 
     def stop(self) -> None:
         """End everything."""
-        children = [
-            child for one in self.clients.values() for child in (one.supernode, one.trainer)
-        ]
-        stop_all([*children, self.link])
+        clients = [child for one in self.clients.values() for child in one.children]
+        stop_all([*clients, self.link])
 
 
 @contextmanager

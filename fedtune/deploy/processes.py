@@ -1,4 +1,4 @@
-"""A client's processes: its resident trainer, started anew when it dies, and its SuperNode."""
+"""A client's processes: its resident trainer and its SuperNode, started anew when they die."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedtune.runs.processes import Child, flower_environment, free_port, stop_all
 
-PAUSE = 5.0
+PAUSE, STAYS, MOST = 5.0, 60.0, 12
 
 
 @dataclass(frozen=True)
@@ -51,30 +51,67 @@ class ClientProcesses:
         home: Path,
         environment: Mapping[str, str],
     ) -> None:
-        home.mkdir(parents=True, exist_ok=True)
-        self.client, self.settings, self.home = client, settings, home
-        self.environment = {**flower_environment(home), **environment}
-        self._started = 0.0
-        self.trainer = self._start_trainer()
-        command = supernode_command(place, client, socket)
-        name = f"the SuperNode of client {client}"
-        self.supernode = Child(name, command, home / "supernode.log", self.environment)
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.client, self.home = client, home
+        environment = {**flower_environment(home), **environment}
+        self.trainer = Kept(
+            f"the trainer of client {client}",
+            [sys.executable, "-m", "fedtune", "deploy", "trainer", str(settings)],
+            home / "trainer.log",
+            environment,
+        )
+        self.supernode = Kept(
+            f"the SuperNode of client {client}",
+            supernode_command(place, client, socket),
+            home / "supernode.log",
+            environment,
+        )
 
     def check(self) -> None:
-        """Start the trainer anew if it is gone; raise `RunError` if the SuperNode is."""
-        if not self.trainer.alive and time.monotonic() - self._started > PAUSE:
-            self.trainer = self._start_trainer()
+        """Start anew what is gone; raise `RunError` for what does not stay."""
+        self.trainer.check()
         self.supernode.check()
+
+    @property
+    def children(self) -> list[Child]:
+        """Both, as they run now."""
+        return [self.supernode.child, self.trainer.child]
 
     def stop(self) -> None:
         """End both."""
-        stop_all([self.supernode, self.trainer])
+        stop_all(self.children)
 
-    def _start_trainer(self) -> Child:
+
+class Kept:
+    """A process that is started anew when it ends, with pauses; after many times in vain no more.
+
+    Flower turns a SuperNode that was killed away until its last heartbeats are forgotten, a minute.
+    """
+
+    def __init__(
+        self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]
+    ) -> None:
+        self._make = lambda: Child(name, command, log, environment)
+        self.vain = 0
         self._started = time.monotonic()
-        command = [sys.executable, "-m", "fedtune", "deploy", "trainer", str(self.settings)]
-        name = f"the trainer of client {self.client}"
-        return Child(name, command, self.home / "trainer.log", self.environment)
+        self.child = self._make()
+
+    def check(self) -> None:
+        """Start it anew if it is gone.
+
+        Raises:
+            RunError: with its last line, if that was in vain too often.
+        """
+        lived = time.monotonic() - self._started
+        if self.child.alive:
+            self.vain = 0 if lived > STAYS else self.vain
+            return
+        if self.vain >= MOST:
+            self.child.check()
+        if lived > PAUSE:
+            self.vain += 1
+            self._started = time.monotonic()
+            self.child = self._make()
 
 
 def supernode_command(place: Place, client: int, socket: str) -> Sequence[str]:

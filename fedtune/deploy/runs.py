@@ -12,7 +12,8 @@ from pathlib import Path
 from fedtune.errors import RunError, ScenarioError
 from fedtune.files import write_json
 from fedtune.grids.deployed_grid import nodes_text
-from fedtune.runs.api import overridden
+from fedtune.runs.api import check_resumable, overridden
+from fedtune.runs.checkpoints import load_checkpoint
 from fedtune.runs.directory import RunDirectory
 from fedtune.runs.flower import FEDERATION, NODES, OUT, REPORT, RESUME, SCENARIO, check_out
 from fedtune.runs.observing import Observer
@@ -92,7 +93,10 @@ def opened(path: Path, changes: list[str]) -> tuple[RunDirectory, str]:
     file = directory.deployment / KEPT
     if not file.exists():
         raise ScenarioError(f"{str(path)!r}: not of a deployment; use fedtune run --resume")
-    directory.write_scenario(overridden(directory, changes))
+    with directory.locked():
+        scenario, found = overridden(directory, changes), load_checkpoint(directory.checkpoints)
+        check_resumable(directory, scenario, found.round if found else 0)
+        directory.write_scenario(scenario)
     return directory, str(json.loads(file.read_text("utf-8"))["federation"])
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +33,10 @@ def serve(settings: ClientSettings) -> None:
     """
     signal.signal(signal.SIGTERM, _end)
     store = Path(settings.store)
+    os.umask(0o077)
     store.mkdir(parents=True, exist_ok=True, mode=OWN)
+    store.chmod(OWN)
+    os.environ["HF_DATASETS_CACHE"] = str(store / "cache")  # copies of the data stay here too
     try:
         with locked(store / ".lock"), listening(Path(settings.socket)) as listener:
             from fedtune.deploy.trainer import Trainer
@@ -46,6 +50,10 @@ def serve(settings: ClientSettings) -> None:
                 except TimeoutError:
                     trainer.release()
                     continue
+                except OSError as error:
+                    LOGGER.warning("no connection: %s", error)
+                    time.sleep(1.0)
+                    continue
                 with connection:
                     _answer(trainer, connection, settings.accepts.message_bytes)
     except Locked:
@@ -57,10 +65,11 @@ def _end(number: int, frame: object) -> None:
 
 
 def _answer(trainer: Trainer, connection: socket.socket, most: int) -> None:
-    connection.settimeout(PATIENCE)
     try:
-        wire.send(connection, *trainer.answer(*wire.receive(connection, most)))
-    except OSError as error:
+        asked = wire.receive(connection, most, PATIENCE)
+        connection.settimeout(PATIENCE)
+        wire.send(connection, *trainer.answer(*asked))
+    except Exception as error:  # whatever a bundle may send, the next message is answered
         LOGGER.warning("a connection broke: %s", error)
 
 

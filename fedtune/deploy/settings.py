@@ -28,6 +28,9 @@ class DataSettings(Section):
     label: str | None = Field(None, description="column of the labels")
     instruction: str | None = Field(None, description="column of the prompts")
     response: str | None = Field(None, description="column of the responses")
+    labels: list[str] | None = Field(
+        None, description="names of the classes; a scenario with others is refused"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> DataSettings:
@@ -43,7 +46,10 @@ class AcceptsSettings(Section):
         None, description="digest of the base model (`fedtune deploy digest BASE`); None: any"
     )
     adapters: list[str] | None = Field(None, description="adapter kinds; None: all")
-    steps: Count | None = Field(None, description="optimiser steps in a round; None: any number")
+    steps: Count = Field(
+        10_000, description="batches in a round: optimiser steps times batches accumulated for each"
+    )
+    rank: Count = Field(1024, description="of the adapter, in any layer")
     message_bytes: Count = Field(1 << 30, description="largest message from a server")
 
 
@@ -75,7 +81,12 @@ class ClientSettings(Section):
 
     client: Annotated[int, Field(ge=0)] = Field(description="id in the federation")
     socket: str = Field("trainer.sock", description="where the ClientApp finds the trainer")
-    store: str = Field("store", description="folder of what the client keeps, and of its ledger")
+    store: str = Field("store", description="folder of what the client keeps")
+    ledger: str | None = Field(
+        None,
+        description="file of what was spent on its data; one for all trainers of the same data, "
+        "whatever their servers; by default in the store",
+    )
     base: str | None = Field(
         None, description="the client's own copy of the base; None: where the scenario says"
     )
@@ -91,7 +102,8 @@ class ClientSettings(Section):
     def placed(self, folder: Path) -> ClientSettings:
         """The same with paths that are relative to a folder made absolute."""
         found = self.model_copy(deep=True)
-        for holder, name in ((found, "socket"), (found, "store"), (found.data, "file")):
+        own = ((found, "socket"), (found, "store"), (found, "ledger"), (found.data, "file"))
+        for holder, name in own:
             value = getattr(holder, name)
             if value is not None:
                 setattr(holder, name, str(folder / Path(value).expanduser()))

@@ -23,6 +23,7 @@ from fedtune.apps.store import KEPT
 from fedtune.cohort.plan import planned_steps
 from fedtune.deploy.consent import Refused, check_consent, check_steps, own_scenario
 from fedtune.deploy.data import data_fault
+from fedtune.deploy.ledger import OwnLedger
 from fedtune.deploy.settings import ClientSettings
 from fedtune.errors import ClientFailure, Declined, ScenarioError
 from fedtune.grids.compat import CLIENT_RAISED, content_to_bytes, message_from_bytes
@@ -34,6 +35,7 @@ from fedtune.scenario.loading import validate
 from fedtune.tasks.base import Rows
 from fedtune.tasks.library import Library
 
+DECLINES = "takes no part: its privacy budget, its participations or a round's batches are spent"
 LOGGER = logging.getLogger("fedtune.trainer")
 NAME = re.compile(r"[0-9a-f]{8,64}")
 Reply = tuple[dict[str, Any], bytes]
@@ -57,7 +59,8 @@ class Trainer:
         try:
             return {}, content_to_bytes(self._handled(header, body).content)
         except Declined as error:
-            return _said(DECLINED, error.reason)
+            LOGGER.warning("declined: %s", error.reason)
+            return _said(DECLINED, DECLINES)
         except Refused as error:
             LOGGER.warning("refused: %s", error.reason)
             return _said(DECLINED, f"refused: {error.reason}")
@@ -112,10 +115,12 @@ class Trainer:
         rows = federation.clients.training_rows(client)
         if not len(rows):
             raise Refused(client, "it holds no example to train on")
-        check_steps(planned_steps(len(rows), scenario.local), settings)
-        if isinstance(federation.budget, Budget):
-            federation.budget.limit = settings.privacy.epsilon
-            federation.budget.check(client, len(rows))
+        local = scenario.local
+        check_steps(planned_steps(len(rows), local) * local.accumulation, settings)
+        federation.clients.most_batches = settings.accepts.steps
+        if isinstance(budget := federation.budget, Budget):
+            budget.limit, budget.ledger = settings.privacy.epsilon, OwnLedger(budget.ledger.path)
+            budget.check(client, len(rows))
         return federation
 
     def _built(self, scenario: Scenario) -> Federation:
@@ -125,17 +130,17 @@ class Trainer:
             return build(scenario, library=self._library, folder=folder)
         if fault := data_fault(scenario.task):
             raise Refused(settings.client, fault)
-        count, own = scenario.clients.count, settings.client
-        if own >= count:
-            raise Refused(own, f"clients.count = {count}: there is no client {own}")
-        return build(scenario, library=self._library, folder=folder, parts=_all_of(own, count))
+        deal = _all_of(settings.client, scenario.clients.count)
+        return build(scenario, library=self._library, folder=folder, parts=deal)
 
 
 def _all_of(own: int, count: int) -> Callable[[int], list[Rows]]:
     """All rows for one client."""
 
     def deal(rows: int) -> list[Rows]:
-        return [np.arange(rows if client == own else 0) for client in range(count)]
+        parts = [np.arange(0)] * count
+        parts[own] = np.arange(rows)
+        return parts
 
     return deal
 

@@ -60,23 +60,25 @@ class DeployedGrid(NodeGrid):
         asked = [(self.directory.client(m.metadata.dst_node_id), m) for m in messages]
         if not asked:
             return []
-        wanted = {client for client, _ in asked}
-        there = self._wait(wanted, min(self.section.min_clients, len(wanted)))
-        sent = {
-            client: message_id
-            for (client, _), message_id in self._push([a for a in asked if a[0] in there])
-        }
-        replies = self._pull(set(sent.values()), timeout or self.section.round_timeout)
+        wanted, seconds = {client for client, _ in asked}, timeout or self.section.round_timeout
+        there = wanted & self._wait()
+        sent = self._push([one for one in asked if one[0] in there], seconds)
+        replies = self._pull(set(sent.values()), seconds)
         answered = {reply.metadata.reply_to_message_id for reply in replies}
-        silent = [client for client, message_id in sent.items() if message_id not in answered]
-        if lost := sorted({*silent, *(wanted - there)}):
-            self.tell("lost", clients=lost, silent=sorted(silent))
+        silent = sorted(client for client, message in sent.items() if message not in answered)
+        if lost := sorted({*silent, *(wanted - sent.keys())}):
+            self.tell("lost", clients=lost, silent=silent)
         return self._checked(replies)
 
-    def _push(self, asked: list[tuple[int, Message]]) -> Iterable[tuple[tuple[int, Message], str]]:
-        """Pairs of what was asked and its message id; an id is empty where Flower took none."""
-        ids = list(self.inner.push_messages([message for _, message in asked]))
-        return ((one, message_id) for one, message_id in zip(asked, ids, strict=True) if message_id)
+    def _push(self, asked: list[tuple[int, Message]], seconds: float) -> dict[int, str]:
+        """Message ids by client; what is not fetched in time is not delivered any more."""
+        for _, message in asked:
+            message.metadata.ttl = seconds
+        ids = list(self.inner.push_messages([message for _, message in asked])) if asked else []
+        if len(ids) != len(asked):
+            self.tell("not taken", clients=[client for client, _ in asked])
+            return {}
+        return {client: taken for (client, _), taken in zip(asked, ids, strict=True) if taken}
 
     def _pull(self, waiting: set[str], seconds: float) -> list[Message]:
         """Replies as they come, until all are there or time is up."""
@@ -89,15 +91,15 @@ class DeployedGrid(NodeGrid):
                 time.sleep(PAUSE)
         return found
 
-    def _wait(self, wanted: set[int], least: int) -> set[int]:
-        """Those of the wanted clients that are connected, once there are enough of them."""
-        said = -SAID_EVERY
-        while len(there := wanted & set(self.connected())) < least:
+    def _wait(self) -> set[int]:
+        """The clients that are connected, once there are enough of them."""
+        least, said = min(self.section.min_clients, len(self.eligible)), -SAID_EVERY
+        while len(there := self.connected()) < least:
             if time.monotonic() - said >= SAID_EVERY:
-                self.tell("waiting", connected=sorted(there), needed=least)
+                self.tell("waiting", connected=there, needed=least)
                 said = time.monotonic()
             time.sleep(PAUSE)
-        return there
+        return set(there)
 
     def _learn(self) -> Directory:
         unknown = set(self.eligible) - self.nodes.keys()

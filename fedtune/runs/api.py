@@ -117,7 +117,7 @@ def resume(
     directory = RunDirectory.open(Path(path))
     scenario = overridden(directory, overrides)
     found = load_checkpoint(directory.checkpoints)
-    _check_resumable(directory, scenario, found.round if found else 0)
+    check_resumable(directory, scenario, found.round if found else 0)
     outside = scenario.engine.kind == "flower" and grid is None
     with directory.locked():
         if outside:
@@ -174,7 +174,8 @@ def _write_partition(federation: Federation, directory: RunDirectory, draw: bool
         draw_partition(picture, task.clients.parts, task.train.labels, task.classes)
 
 
-def _check_resumable(directory: RunDirectory, scenario: Scenario, done: int) -> None:
+def check_resumable(directory: RunDirectory, scenario: Scenario, done: int) -> None:
+    """Raise `ScenarioError` if a run of so many finished rounds cannot go on as a scenario says."""
     if scenario.run.rounds < done:
         raise ScenarioError(f"run.rounds = {scenario.run.rounds}: {done} rounds are done already")
     written = [line["round"] for line in directory.metrics][:done]

@@ -185,7 +185,7 @@ def _node_grid(outer: Grid, task: Task, on_error: str) -> NodeGrid:
     """Logical clients over Flower's grid, which may know them already."""
     eligible = task.clients.eligible
     if isinstance(outer, NodeGrid):
-        outer.eligible = eligible
+        outer.eligible, outer.on_error = eligible, on_error
         return outer
     return NodeGrid(outer, len(task.clients), eligible, on_error)
 

@@ -15,7 +15,7 @@ class DeploySection(Section):
     """Of no use in a simulation, whose clients are always there."""
 
     min_clients: Annotated[int, Field(ge=1)] = Field(
-        1, description="clients of a round that must be connected; with fewer the server waits"
+        1, description="clients that must be connected for a round; with fewer the server waits"
     )
     join_timeout: Annotated[float, Field(ge=0)] = Field(
         60.0, description="seconds that round 1 waits for all clients; then with those that came"

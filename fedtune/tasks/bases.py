@@ -103,8 +103,17 @@ def load_base(task: TaskSection, classes: list[str]) -> PretrainedBase:
     head = head_of(model, fresh)
     if not head:
         raise _unfit(task, model, "has no head of its own")
-    outside = {n.rpartition(".")[0] for n in fresh if n.split(".")[0] not in head}
-    return PretrainedBase(model, [*head, *sorted(outside)], frozenset(fresh), path)
+    return PretrainedBase(model, with_missing(head, fresh), frozenset(fresh), path)
+
+
+def in_head(name: str, head: list[str]) -> bool:
+    """Whether a parameter is of a module of the head."""
+    return name.split(".")[0] in head
+
+
+def with_missing(head: list[str], fresh: set[str]) -> list[str]:
+    """The head's modules, and those outside it that the checkpoint misses."""
+    return [*head, *sorted({n.rpartition(".")[0] for n in fresh if not in_head(n, head)})]
 
 
 def labels_of(task: TaskSection, classes: list[str]) -> dict[str, Any]:

@@ -17,8 +17,19 @@ from transformers.utils.hub import cached_file
 from fedtune.adapters.wrap import PretrainedBase
 from fedtune.errors import ScenarioError, first_line
 from fedtune.scenario.task import CONV, TaskSection
-from fedtune.tasks.bases import CONFIG, MODELS, WEIGHTS, base_path, head_of, labels_of, quiet
+from fedtune.tasks.bases import (
+    CONFIG,
+    MODELS,
+    WEIGHTS,
+    base_path,
+    head_of,
+    in_head,
+    labels_of,
+    quiet,
+    with_missing,
+)
 
+RENAMED = ((".gamma", ".weight"), (".beta", ".bias"))
 INDEX = f"{WEIGHTS}.index.json"
 
 
@@ -46,7 +57,7 @@ def load_shapes(task: TaskSection, classes: list[str]) -> PretrainedBase:
     if task.kind == "causal-lm":
         return PretrainedBase(model, [], frozenset(), path)
     names = [name for name, _ in model.named_parameters()]
-    held = _held(path)
+    held = _held(path, f"{model.base_model_prefix}.")
     fresh = {n for n in names if n not in held or held[n] != tuple(model.get_parameter(n).shape)}
     head = head_of(model, fresh)
     if not head:
@@ -54,9 +65,11 @@ def load_shapes(task: TaskSection, classes: list[str]) -> PretrainedBase:
     for module in head:
         model.get_submodule(module).to_empty(device="cpu")
     for name in names:
-        if name.split(".")[0] in head and name not in fresh:
+        if in_head(name, head) and name not in fresh:
             model.get_parameter(name).data = _read(path, name)
-    return PretrainedBase(model, head, frozenset(n for n in fresh if n.split(".")[0] in head), path)
+    if not held:
+        return PretrainedBase(model, head, frozenset(n for n in fresh if in_head(n, head)), path)
+    return PretrainedBase(model, with_missing(head, fresh), frozenset(fresh), path)
 
 
 def _files(path: str) -> list[Path]:
@@ -73,13 +86,18 @@ def _files(path: str) -> list[Path]:
     return [folder / WEIGHTS] if (folder / WEIGHTS).is_file() else []
 
 
-def _held(path: str) -> dict[str, tuple[int, ...]]:
-    """Shapes of a checkpoint's tensors; no weight is read."""
+def _held(path: str, prefix: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of a checkpoint's tensors, by their names in the model; no weight is read.
+
+    As in Transformers, names of a backbone alone get its prefix, and old names of norms are known.
+    """
     found: dict[str, tuple[int, ...]] = {}
     for file in _files(path):
         with safe_open(file, "pt") as opened:
             found.update({k: tuple(opened.get_slice(k).get_shape()) for k in opened.keys()})  # noqa: SIM118
-    return found
+    found |= {k.removesuffix(old) + new: s for k, s in found.items() for old, new in RENAMED
+              if k.endswith(old)}  # fmt: skip
+    return found | {prefix + k: shape for k, shape in found.items()}
 
 
 def _read(path: str, name: str) -> Tensor:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from fedtune.apps.store import FileStore
+from fedtune.deploy.consent import Refused, check_consent
 from fedtune.deploy.digest import base_digest
 from fedtune.deploy.settings import load_settings
-from fedtune.deploy.trainer import Trainer
+from fedtune.deploy.trainer import DECLINES, Trainer
 from fedtune.errors import ScenarioError
 from fedtune.grids.replies import DECLINED
 from fedtune.privacy.accounting import epsilon
 from fedtune.privacy.ledger import Ledger
+from fedtune.runs.build import build
+from fedtune.runs.loop import one_round, start_state
 from fedtune.runs.settling import settle_paths
 from fedtune.scenario import dump_scenario, load_scenario
 from tests.deploy.kit import FEDERATION, deployment, settings_of
@@ -26,7 +31,14 @@ VIT = base_digest("builtin:vit-letters")
     [
         ({"accepts": {"adapters": ["ffa"]}}, {}, "adapter.kind = 'lora'; accepts.adapters allows"),
         ({"accepts": {"base": "0" * 64}}, {}, "another digest than accepts.base"),
-        ({"accepts": {"steps": 1}}, {}, "2 optimiser steps; accepts.steps allows 1"),
+        (
+            {"accepts": {"steps": 1}},
+            {},
+            "local.steps = 2, accumulation = 1; accepts.steps",
+        ),
+        ({"accepts": {"steps": 3}}, {"local__accumulation": 2}, "accepts.steps allows 3"),
+        ({"accepts": {"rank": 1}}, {}, "adapter.rank = 2; accepts.rank allows 1"),
+        ({"data": {"dealt": True, "labels": ["a", "b"]}}, {}, "task.labels are not those"),
         ({"accepts": {"steps": 3}}, {"local__steps": None, "local__epochs": 9}, "accepts.steps"),
         (STRICT, {}, "privacy.mechanism = 'none'"),
         (STRICT, {"privacy": {**PRIVATE["privacy"], "epsilon": 4.0}}, "this client allows 3"),
@@ -79,7 +91,7 @@ def test_the_clients_own_epsilon_holds_where_a_server_names_none(tmp_path):
     assert run.metrics[0]["problems"] == []
     problems = run.metrics[1]["problems"]
     assert [p["client"] for p in problems] == [0]
-    assert "privacy budget is spent" in problems[0]["reason"]
+    assert problems[0]["reason"] == DECLINES
 
 
 def answered(tmp_path, header, body=b"", **own):
@@ -149,3 +161,52 @@ def test_paths_of_settings_are_relative_to_their_file(tmp_path):
     found = load_settings(file)
     assert found.data.file == str(tmp_path / "mine.csv")
     assert found.store == str(tmp_path / "store")
+
+
+def test_a_private_clients_own_settings_say_what_an_example_is(tmp_path):
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\na,x\nb,y\n")
+    text = {"task__kind": "text-classification", "task__base": "builtin:bert-words"}
+    plain = {"task__kind": "causal-lm", "task__base": "builtin:llama-words"}
+    for task, own, said in (
+        (text, {}, "must name data.text"),
+        (text, {"text": "text"}, "must name data.label"),
+        (text, {"text": "text", "label": "label"}, "must name data.labels"),
+        (plain, {"text": "text"}, "is several examples"),
+        ({**text, "task__pattern": "(?P<text>.*)"}, {}, "task.pattern"),
+    ):
+        asked = settle_paths(load_scenario("quickstart", small(**PRIVATE, **task)))
+        settings = settings_of(tmp_path, 0, data={"file": str(rows), **own}, **STRICT)
+        with pytest.raises(Refused, match=said):
+            check_consent(asked, settings)
+
+
+def test_a_server_names_no_folder_and_no_hub_model_for_a_client_with_its_own_file(tmp_path):
+    for base in ("/etc", "some/model"):
+        asked = load_scenario("quickstart", small(task__base=base))
+        with pytest.raises(Refused, match="name no base of its own"):
+            check_consent(asked, settings_of(tmp_path, 0, data={"file": "mine.csv"}))
+
+
+def test_a_round_of_many_jobs_ends_at_the_clients_limit():
+    federation = build(settle_paths(load_scenario("quickstart", small())))
+    clients = federation.clients
+    clients.most_batches = 3
+    with federation.serving.serving():
+        state = start_state(federation, None)
+        assert one_round(federation, state, 1)["failures"] == 0
+        clients.most_batches = 1
+        line = one_round(federation, state, 2)
+    assert (line["clients"], line["failures"]) == (0, 3)
+
+
+def test_names_in_a_message_lead_to_no_other_file(tmp_path):
+    store = FileStore(tmp_path / "kept", 1)
+    store.remember("A", "0" * 16, {"t": torch.ones(1)})
+    assert store.recall("A", "0" * 16) is not None
+    for group, digest in (("A", "x/../../../stolen"), ("../A", "0" * 16), ("A", "0" * 15)):
+        with pytest.raises(KeyError):
+            store.remember(group, digest, {"t": torch.ones(1)})
+        with pytest.raises(KeyError):
+            store.recall(group, digest)
+    assert [file.name for file in tmp_path.iterdir()] == ["kept"]

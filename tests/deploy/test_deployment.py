@@ -9,10 +9,14 @@ import torch
 from safetensors.torch import load_file
 
 import fedtune
+from fedtune.deploy.ledger import OWNER, OwnLedger
+from fedtune.deploy.runs import KEPT, opened
+from fedtune.errors import RunError, ScenarioError
+from fedtune.files import write_json
 from fedtune.grids.compat import content_from_bytes, message_from_bytes
 from fedtune.grids.directory import Directory
 from fedtune.privacy.accounting import epsilon
-from fedtune.privacy.ledger import Ledger
+from fedtune.privacy.ledger import Entry, Ledger
 from tests.deploy.kit import deployment
 from tests.runs.kit import small
 
@@ -155,5 +159,51 @@ def test_a_private_client_is_protected_alike_when_deployed(tmp_path):
         assert dict(content["metrics"]) == {"num-examples": 1}
     for client, spent in simulated.metrics[-1]["epsilon"].items():
         ledger = Ledger(tmp_path / f"store-{client}" / "ledger.jsonl")
-        history = [entry.spent for entry in ledger.entries(int(client), "builtin:digits")]
+        history = [entry.spent for entry in ledger.entries(OWNER, "builtin:digits")]
         assert epsilon(history, 1e-5) == pytest.approx(spent, rel=1e-12)
+
+
+def test_all_ids_of_an_owner_spend_one_budget(tmp_path):
+    for client in (3, 5):
+        OwnLedger(tmp_path / "l").charge([Entry(client, "d", "run", 1, 1.0, 0.1, 2)])
+    assert len(OwnLedger(tmp_path / "l").entries(7, "d")) == 2
+
+
+def test_messages_end_with_their_round_and_a_list_that_flower_does_not_take_is_told(tmp_path):
+    everyone = {"clients__participation__value": 1.0, "run__rounds": 2}
+    made = deployment(tmp_path, deploy__round_timeout=77.0, **everyone)
+    plain, seen = made.inner.push_messages, []
+
+    def push(messages):
+        pushed = list(messages)
+        seen.append({message.metadata.ttl for message in pushed})
+        return (
+            [] if len(seen) == 1 else plain(pushed)
+        )  # as Flower's grid does where one is too large
+
+    made.inner.push_messages = push
+    run = made.run(tmp_path / "run")
+    assert seen == [{77.0}, {77.0}]
+    assert [line["clients"] for line in run.metrics] == [0, 6]
+    assert ("not taken", {"clients": list(range(6))}) in made.events
+
+
+def test_a_deployment_can_be_told_to_stop_at_the_first_failure(tmp_path):
+    own = {2: {"accepts": {"adapters": ["ffa"]}}}
+    made = deployment(tmp_path, own, clients__participation__value=1.0, faults__on_error="raise")
+    made.clients.trainers[2]._built = None  # raises where it is called
+    own[2].clear()
+    made.clients.trainers[2].settings.accepts.adapters = None
+    with pytest.raises(RunError, match="client 2 failed"):
+        made.run(tmp_path / "run")
+
+
+def test_a_length_that_cannot_be_changes_nothing(tmp_path):
+    deployment(tmp_path, run__rounds=2).run(tmp_path / "run")
+    write_json(tmp_path / "run" / "deployment" / KEPT, {"federation": "ab" * 16})
+    before = (tmp_path / "run" / "scenario.toml").read_bytes()
+    for change in ("run.rounds=1", "local.lr=0.5"):
+        with pytest.raises(ScenarioError):
+            opened(tmp_path / "run", [change])
+    assert (tmp_path / "run" / "scenario.toml").read_bytes() == before
+    assert opened(tmp_path / "run", ["run.rounds=4"])[0].scenario.run.rounds == 4

@@ -11,8 +11,9 @@ import psutil
 import pytest
 
 import fedtune
+from fedtune.deploy import processes
 from fedtune.deploy.certificates import make_certificates, make_client_keys
-from fedtune.deploy.processes import ClientProcesses, Place, supernode_command
+from fedtune.deploy.processes import Place, supernode_command
 from fedtune.runs.processes import Child, flower_environment
 from fedtune.runs.superlink import SuperLink
 from tests.deploy.real import Running, kill_tree, server_app
@@ -25,27 +26,25 @@ DOUBLE = {"engine__precision": "float64"}
 
 
 def test_a_supernode_is_killed_in_a_round_comes_back_and_another_joins_late(tmp_path):
-    late = {"deploy__join_timeout": 2.0, "deploy__round_timeout": 30.0, "run__rounds": 6}
+    late = {"deploy__join_timeout": 2.0, "deploy__round_timeout": 30.0, "run__rounds": 30}
     with Running(tmp_path, 3, started=[0, 1], **late) as run:
         run.submit()
         run.until_round(1)
         assert run.directory.metrics[0]["client_ids"] == [0, 1]
         run.federation.start_client(2)
         time.sleep(2.0)  # round 2 is on its way
-        kill_tree(run.federation.clients[1].supernode.process.pid)
+        kill_tree(run.federation.clients[1].supernode.child.process.pid)
         run.until_round(2)
         assert 1 not in run.directory.metrics[1]["client_ids"]
-        run.federation.clients[1].trainer.stop()
-        run.federation.start_client(1)
-        run.until_end()
-        assert run.directory.metrics[-1]["client_ids"] == [0, 1, 2], run.lines()
+        run.until(lambda: any(ids == [0, 2] for _, ids in run.lines()))
+        run.until(lambda: run.lines()[-1][1] == [0, 1, 2])
 
 
 def test_a_trainer_that_dies_is_started_again(tmp_path):
     with Running(tmp_path, 2, run__rounds=4, deploy__round_timeout=60.0) as run:
         run.submit()
         run.until_round(1)
-        kill_tree(run.federation.clients[1].trainer.process.pid)
+        kill_tree(run.federation.clients[1].trainer.child.process.pid)
         run.until_end()
         assert run.directory.metrics[-1]["client_ids"] == [0, 1], run.lines()
 
@@ -89,16 +88,15 @@ def test_a_superlink_restarted_on_its_database_knows_its_clients(tmp_path):
 
 
 def test_garbage_is_set_aside_by_name_and_silence_ends_in_time(tmp_path, monkeypatch):
-    plain = ClientProcesses._start_trainer
+    plain = processes.Child
 
-    def start(self):
-        if self.client != 1:
-            return plain(self)
-        socket = str(self.home.parent / "1.sock")
-        command = [sys.executable, "-m", "tests.deploy.garbage", socket]
-        return Child("a liar", command, self.home / "trainer.log", self.environment)
+    def child(name, command, log, environment):
+        if name == "the trainer of client 1":
+            socket = str(log.parent.parent / "1.sock")
+            command = [sys.executable, "-m", "tests.deploy.garbage", socket]
+        return plain(name, command, log, environment)
 
-    monkeypatch.setattr(ClientProcesses, "_start_trainer", start)
+    monkeypatch.setattr(processes, "Child", child)
     with Running(tmp_path, 3, run__rounds=5, deploy__round_timeout=25.0) as run:
         run.submit()
         run.until_end(300.0)

@@ -115,7 +115,7 @@ def test_no_byte_that_leaves_holds_an_example_a_token_row_or_a_frozen_weight(tmp
     [
         ({"data": {"file": "FOLDER/none.csv"}}, "cannot be read"),
         ({"data": {"file": "FOLDER/0.csv", "label": "diagnosis"}}, "no column 'diagnosis'"),
-        ({"data": {"file": "FOLDER/strange.csv"}}, "2 of its rows have a label that task.labels"),
+        ({"data": {"file": "FOLDER/strange.csv"}}, "a label that task.labels"),
         ({"data": {"file": "FOLDER/empty.csv"}}, "cannot be read, or are empty"),
     ],
 )
@@ -196,3 +196,14 @@ def test_shapes_and_head_are_those_of_the_loaded_base(files):
             inside = name.split(".")[0] in whole.head
             assert found.is_meta != inside
             assert not inside or name in whole.fresh or torch.equal(found, tensor)
+
+
+def test_an_answer_about_labels_is_the_same_however_many_do_not_fit(tmp_path, files):
+    folder, names, _ = files
+    found = set()
+    for count in (1, 3):
+        (folder / "odd.csv").write_text("text,label\n" + "a word,unknown\n" * count + "b,card\n")
+        found.add(data_fault(load_scenario("quickstart", {
+            "task.kind": "text-classification", "task.data": str(folder / "odd.csv"),
+            "task.test": str(folder / "odd.csv"), "task.labels": names}).task))  # fmt: skip
+    assert len(found) == 1

@@ -100,7 +100,7 @@ def test_the_schema_is_json_schema_of_the_contract():
     schema = Scenario.model_json_schema()
     assert list(schema["properties"]) == [
         "task", "clients", "adapter", "local", "strategy",
-        "privacy", "attack", "faults", "engine", "run", "compare",
+        "privacy", "attack", "faults", "engine", "deploy", "run", "compare",
     ]  # fmt: skip
     assert tomllib.loads(dump_scenario(Scenario()))["run"]["rounds"] == 20
 
