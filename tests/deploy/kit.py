@@ -17,9 +17,11 @@ from fedtune.grids.deployed_grid import DeployedGrid
 from fedtune.runs.directory import RunDirectory
 from fedtune.runs.settling import settle_paths
 from fedtune.scenario import Scenario, dump_scenario, load_scenario
+from fedtune.tasks.library import Library
 from tests.runs.kit import small
 
 FEDERATION = "ab" * 16
+LIBRARY = Library()
 
 
 def settings_of(folder: Path, client: int, **more) -> ClientSettings:
@@ -81,20 +83,28 @@ class Deployment:
 
     def run(self, out: Path) -> RunDirectory:
         with self.grid() as grid:
-            return fedtune.run(self.scenario, (), out, grid=grid)
+            return fedtune.run(self.scenario, (), out, grid=grid, library=LIBRARY, pictures=False)
 
     def resume(self, out: Path, **changes) -> RunDirectory:
         with self.grid() as grid:
-            return fedtune.resume(out, changes, grid=grid)
+            return fedtune.resume(out, changes, grid=grid, library=LIBRARY, pictures=False)
 
 
 def deployment(folder: Path, settings: dict[int, dict] | None = None, **changes) -> Deployment:
     """A deployment of the small scenario, a trainer for each client."""
-    scenario = settle_paths(load_scenario("quickstart", small(**{
-        "faults__on_error": "skip", "engine__kind": "flower", **changes})))  # fmt: skip
+    given = {"clients__count": 3, "clients__participation__value": 1.0, "engine__kind": "flower",
+             "faults__on_error": "skip", **changes}  # fmt: skip
+    scenario = settle_paths(load_scenario("quickstart", small(**given)))
     own = settings or {}
     trainers = {
-        client: Trainer(settings_of(folder, client, **own.get(client, {})))
+        client: trainer_of(settings_of(folder, client, **own.get(client, {})))
         for client in range(scenario.clients.count)
     }
     return Deployment(scenario, trainers)
+
+
+def trainer_of(settings: ClientSettings) -> Trainer:
+    """A trainer that borrows base and examples from those of other tests."""
+    trainer = Trainer(settings)
+    trainer._library = LIBRARY
+    return trainer

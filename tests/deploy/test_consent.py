@@ -18,7 +18,7 @@ from fedtune.runs.build import build
 from fedtune.runs.loop import one_round, start_state
 from fedtune.runs.settling import settle_paths
 from fedtune.scenario import dump_scenario, load_scenario
-from tests.deploy.kit import FEDERATION, deployment, settings_of
+from tests.deploy.kit import FEDERATION, LIBRARY, deployment, settings_of, trainer_of
 from tests.runs.kit import small
 
 PRIVATE = {"privacy": {"mechanism": "example", "epsilon": 2.0, "delta": 1e-5}}
@@ -47,11 +47,16 @@ VIT = base_digest("builtin:vit-letters")
         (STRICT, {"privacy": {**PRIVATE["privacy"], "public_counts": True}}, "does not tell how"),
     ],
 )
-def test_a_server_that_asks_for_more_is_refused_and_nothing_is_trained(
-    tmp_path, monkeypatch, own, asked, said
-):
-    made = deployment(tmp_path, {1: own}, clients__participation__value=1.0, run__rounds=1, **asked)
-    trained = []
+def test_a_server_that_asks_for_more_is_refused(tmp_path, own, asked, said):
+    scenario = settle_paths(load_scenario("quickstart", small(**asked)))
+    trainer = trainer_of(settings_of(tmp_path, 1, **own))
+    with pytest.raises(Refused) as error:
+        trainer._load(dump_scenario(scenario))
+    assert said in error.value.reason
+
+
+def test_a_refusal_reaches_the_server_by_name_and_nothing_is_trained(tmp_path, monkeypatch):
+    made, trained = deployment(tmp_path, {1: {"accepts": {"steps": 1}}}, run__rounds=1), []
     for client, trainer in made.clients.trainers.items():
         built = trainer._built
 
@@ -65,21 +70,19 @@ def test_a_server_that_asks_for_more_is_refused_and_nothing_is_trained(
     run = made.run(tmp_path / "run")
     problems = run.metrics[0]["problems"]
     assert [(p["client"], p["kind"]) for p in problems] == [(1, "failed")]
-    assert said in problems[0]["reason"]
-    assert sorted(trained) == [0, 2, 3, 4, 5]
+    assert problems[0]["reason"].startswith("refused: local.steps = 2")
+    assert sorted(trained) == [0, 2]
 
 
 def test_what_is_allowed_is_trained(tmp_path):
     own = {"accepts": {"base": VIT, "adapters": ["lora"], "steps": 2}, **STRICT}
-    made = deployment(
-        tmp_path, {1: own}, clients__participation__value=1.0, run__rounds=1, **PRIVATE
-    )
+    made = deployment(tmp_path, {1: own}, run__rounds=1, **PRIVATE)
     assert made.run(tmp_path / "run").metrics[0]["problems"] == []
 
 
 def test_the_clients_own_epsilon_holds_where_a_server_names_none(tmp_path):
     asked = {"privacy": {"mechanism": "example", "noise_multiplier": 1.5, "delta": 1e-5}}
-    rounds = {"clients__participation__value": 1.0, "run__rounds": 2, **asked}
+    rounds = {"run__rounds": 2, **asked}
     free = deployment(tmp_path / "free", **rounds).run(tmp_path / "free" / "run")
     assert [line["problems"] for line in free.metrics] == [[], []]
     ledger = Ledger(tmp_path / "free" / "store-0" / "ledger.jsonl")
@@ -189,7 +192,7 @@ def test_a_server_names_no_folder_and_no_hub_model_for_a_client_with_its_own_fil
 
 
 def test_a_round_of_many_jobs_ends_at_the_clients_limit():
-    federation = build(settle_paths(load_scenario("quickstart", small())))
+    federation = build(settle_paths(load_scenario("quickstart", small())), library=LIBRARY)
     clients = federation.clients
     clients.most_batches = 3
     with federation.serving.serving():

@@ -35,6 +35,12 @@ def apart(one, other) -> float:
     return float((a - b).norm() / b.norm())
 
 
+def simulated_run(tmp_path, **changes):
+    """The same on the cohort engine."""
+    given = small(**{"clients__count": 3, "clients__participation__value": 1.0, **changes})
+    return fedtune.run("quickstart", given, tmp_path / "simulated", pictures=False)
+
+
 @pytest.mark.parametrize(
     "method",
     [
@@ -47,7 +53,7 @@ def apart(one, other) -> float:
 )
 def test_the_same_partitions_give_the_cohort_engines_result(tmp_path, method):
     deployed = deployment(tmp_path, **method, **DOUBLE).run(tmp_path / "deployed")
-    simulated = fedtune.run("quickstart", small(**method, **DOUBLE), tmp_path / "simulated")
+    simulated = simulated_run(tmp_path, **method, **DOUBLE)
     assert apart(adapter_of(deployed), adapter_of(simulated)) <= 1e-6
     for one, other in zip(deployed.metrics, simulated.metrics, strict=True):
         assert one["client_ids"] == other["client_ids"]
@@ -56,7 +62,7 @@ def test_the_same_partitions_give_the_cohort_engines_result(tmp_path, method):
 
 
 def test_a_client_that_is_away_is_lost_for_the_round_and_comes_back(tmp_path):
-    everyone = {"clients__participation__value": 1.0, "run__rounds": 4, "deploy__join_timeout": 0.0}
+    everyone = {"run__rounds": 4, "deploy__join_timeout": 0.0}
     made = deployment(
         tmp_path, strategy__name="fed-sb", adapter__init="random", **everyone, **DOUBLE
     )
@@ -72,15 +78,15 @@ def test_a_client_that_is_away_is_lost_for_the_round_and_comes_back(tmp_path):
     made.inner.push_messages = push
     made.inner.away = frozenset({made.nodes[2]})  # joins late: in round 3, once it is seen
     run = made.run(tmp_path / "run")
-    assert [line["clients"] for line in run.metrics] == [5, 5, 5, 6]
+    assert [line["clients"] for line in run.metrics] == [2, 2, 2, 3]
     assert [line["lost"] for line in run.metrics] == [1, 1, 1, 0]
     told = [facts for event, facts in made.events if event == "connected"]
-    assert told[0]["clients"] == [0, 1, 3, 4, 5]
+    assert told[0]["clients"] == [0, 1]
     assert told[-1]["came"] == [2]
 
 
 def test_a_returning_client_without_its_store_is_sent_everything_again(tmp_path):
-    everyone = {"clients__participation__value": 1.0, "run__rounds": 4}
+    everyone = {"run__rounds": 4}
     made = deployment(tmp_path, strategy__name="fedex-lora", **everyone, **DOUBLE)
     trainer = made.clients.trainers[1]
     plain = trainer.answer
@@ -95,12 +101,12 @@ def test_a_returning_client_without_its_store_is_sent_everything_again(tmp_path)
     run = made.run(tmp_path / "run")
     kinds = [[(p["client"], p["kind"]) for p in line["problems"]] for line in run.metrics]
     assert kinds == [[], [], [(1, "failed")], []]
-    assert run.metrics[3]["clients"] == 6
+    assert run.metrics[3]["clients"] == 3
 
 
 def test_with_too_few_clients_the_server_waits_and_says_so(tmp_path, monkeypatch):
-    everyone = {"clients__participation__value": 1.0, "run__rounds": 1}
-    made = deployment(tmp_path, deploy__min_clients=6, deploy__join_timeout=0.0, **everyone)
+    everyone = {"run__rounds": 1}
+    made = deployment(tmp_path, deploy__min_clients=3, deploy__join_timeout=0.0, **everyone)
     made.inner.away = frozenset({made.nodes[0]})
     plain = made.tell
 
@@ -111,27 +117,25 @@ def test_with_too_few_clients_the_server_waits_and_says_so(tmp_path, monkeypatch
 
     made.tell = tell
     run = made.run(tmp_path / "run")
-    assert ("waiting", {"connected": [1, 2, 3, 4, 5], "needed": 6}) in made.events
-    assert run.metrics[0]["clients"] == 6
+    assert ("waiting", {"connected": [1, 2], "needed": 3}) in made.events
+    assert run.metrics[0]["clients"] == 3
 
 
 def test_a_client_that_never_answers_is_lost_when_time_is_up(tmp_path):
-    made = deployment(
-        tmp_path, clients__participation__value=1.0, run__rounds=1, deploy__round_timeout=0.5
-    )
+    made = deployment(tmp_path, run__rounds=1, deploy__round_timeout=0.5)
     plain = made.inner.pull_messages
-    silent = made.nodes[4]
+    silent = made.nodes[1]
     made.inner.pull_messages = lambda ids: [
         reply for reply in plain(ids) if reply.metadata.src_node_id != silent
     ]
     run = made.run(tmp_path / "run")
-    assert (run.metrics[0]["clients"], run.metrics[0]["lost"]) == (5, 1)
-    assert ("lost", {"clients": [4], "silent": [4]}) in made.events
+    assert (run.metrics[0]["clients"], run.metrics[0]["lost"]) == (2, 1)
+    assert ("lost", {"clients": [1], "silent": [1]}) in made.events
 
 
 @pytest.mark.parametrize("method", ["fedavg", "fedex-lora"])
 def test_a_run_taken_up_by_another_server_equals_an_undisturbed_one(tmp_path, method):
-    rounds = {"strategy__name": method, "clients__participation__value": 1.0, **DOUBLE}
+    rounds = {"strategy__name": method, **DOUBLE}
     whole = deployment(tmp_path / "a", run__rounds=4, **rounds).run(tmp_path / "a" / "run")
     first = deployment(tmp_path / "b", run__rounds=2, **rounds)
     first.run(tmp_path / "b" / "run")
@@ -151,7 +155,7 @@ def test_a_private_client_is_protected_alike_when_deployed(tmp_path):
     changes = {"privacy": private, "run__rounds": 2, **DOUBLE}
     made = deployment(tmp_path, **changes)
     deployed = made.run(tmp_path / "deployed")
-    simulated = fedtune.run("quickstart", small(**changes), tmp_path / "simulated")
+    simulated = simulated_run(tmp_path, **changes)
     assert apart(adapter_of(deployed), adapter_of(simulated)) <= 1e-6
     for body in made.clients.bodies:  # a constant in place of a count, and the noised tensors
         content = content_from_bytes(body)
@@ -170,7 +174,7 @@ def test_all_ids_of_an_owner_spend_one_budget(tmp_path):
 
 
 def test_messages_end_with_their_round_and_a_list_that_flower_does_not_take_is_told(tmp_path):
-    everyone = {"clients__participation__value": 1.0, "run__rounds": 2}
+    everyone = {"run__rounds": 2}
     made = deployment(tmp_path, deploy__round_timeout=77.0, **everyone)
     plain, seen = made.inner.push_messages, []
 
@@ -184,13 +188,13 @@ def test_messages_end_with_their_round_and_a_list_that_flower_does_not_take_is_t
     made.inner.push_messages = push
     run = made.run(tmp_path / "run")
     assert seen == [{77.0}, {77.0}]
-    assert [line["clients"] for line in run.metrics] == [0, 6]
-    assert ("not taken", {"clients": list(range(6))}) in made.events
+    assert [line["clients"] for line in run.metrics] == [0, 3]
+    assert ("not taken", {"clients": [0, 1, 2]}) in made.events
 
 
 def test_a_deployment_can_be_told_to_stop_at_the_first_failure(tmp_path):
     own = {2: {"accepts": {"adapters": ["ffa"]}}}
-    made = deployment(tmp_path, own, clients__participation__value=1.0, faults__on_error="raise")
+    made = deployment(tmp_path, own, faults__on_error="raise")
     made.clients.trainers[2]._built = None  # raises where it is called
     own[2].clear()
     made.clients.trainers[2].settings.accepts.adapters = None
