@@ -10,8 +10,9 @@ from flwr.serverapp import Grid, ServerApp
 from fedtune.deploy.events import EventLog
 from fedtune.errors import ScenarioError
 from fedtune.grids.deployed_grid import DeployedGrid, nodes_of
-from fedtune.runs.flower import NODES, OUT, scenario_of
+from fedtune.runs.flower import NODES, OUT, REPORT, scenario_of
 from fedtune.runs.server_app import serve
+from fedtune.runs.server_files import end_with_owner
 
 app = ServerApp()
 
@@ -27,6 +28,8 @@ def main(grid: Grid, context: Context) -> None:
     out = str(config.get(OUT, ""))
     if not out:
         raise ScenarioError("run-config key 'out' is empty: give the run directory")
+    if report := str(config.get(REPORT, "")):
+        end_with_owner(Path(report))
     log = EventLog(Path(out))
     nodes = nodes_of(str(config.get(NODES, "")))
     deployed = DeployedGrid(grid, nodes, scenario_of(config).deploy, log.tell)

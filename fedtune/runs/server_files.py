@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import threading
+import time
 from pathlib import Path
 
 import psutil
@@ -11,6 +14,7 @@ from fedtune.errors import FedtuneError, RunError
 from fedtune.files import write_json
 from fedtune.runs.observing import Line, Observer, Started
 
+PAUSE = 2.0
 STARTED, FAILED, OWNER = "started.json", "failed.json", "owner.pid"
 
 
@@ -37,9 +41,28 @@ class Reporting:
             RunError: if the process that started the run was killed.
         """
         self.inner.finished_round(line)
-        owner = self.path / OWNER
-        if not owner.exists() or not psutil.pid_exists(int(owner.read_text("ascii"))):
+        if not owned(self.path):
             raise RunError("the process that started this run is gone")
+
+
+def owned(path: Path) -> bool:
+    """Whether the process that started a run, which wrote its id into a folder, is still there."""
+    owner = path / OWNER
+    return owner.exists() and psutil.pid_exists(int(owner.read_text("ascii")))
+
+
+def end_with_owner(path: Path) -> None:
+    """End this process soon after the one that started the run, whatever it waits for.
+
+    Finished rounds are on disk; Flower's calls to a SuperLink that is gone try again for ever.
+    """
+
+    def watch() -> None:
+        while owned(path):
+            time.sleep(PAUSE)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def write_failure(path: Path, error: Exception) -> None:
