@@ -42,7 +42,7 @@ def scenario_of(encoder: bool, clients: int, rounds: int) -> Scenario:
     if not encoder:
         return load_scenario("quickstart", changes)
     shared = ROOT.parent / "shared" / "data" / "banking77"
-    changes |= {"task.data": str(shared), "task.train_examples": 400, "task.test_examples": 100}
+    changes |= {"task.data": str(shared), "task.train_examples": 2000, "task.test_examples": 100}
     changes |= {"local.epochs": None, "local.steps": 4}
     return load_scenario("banking77", changes)
 
