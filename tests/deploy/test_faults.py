@@ -9,6 +9,8 @@ import time
 
 import psutil
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 import fedtune
 from fedtune.deploy import processes
@@ -174,3 +176,27 @@ def test_killing_the_command_itself_leaves_no_process(tmp_path):
     while processes_of(out) and time.monotonic() < deadline + 60.0:
         time.sleep(0.5)
     assert processes_of(out) == []
+
+
+def test_a_supernode_with_trusted_entities_refuses_the_unsigned_bundle(tmp_path, monkeypatch):
+    key = ed25519.Ed25519PrivateKey.generate().public_key()
+    form, encoding = serialization.PublicFormat.OpenSSH, serialization.Encoding.OpenSSH
+    trusted = tmp_path / "trusted.yaml"
+    trusted.write_text(f"fpk_someone: '{key.public_bytes(encoding, form).decode()}'\n")
+    plain = processes.Child
+
+    def child(name, command, log, environment):
+        if name == "the SuperNode of client 1":
+            command = [*command, "--trusted-entities", str(trusted)]
+        return plain(name, command, log, environment)
+
+    monkeypatch.setattr(processes, "Child", child)
+    with Running(tmp_path, 2, run__rounds=1, deploy__round_timeout=60.0) as run:
+        run.submit()
+        run.until_end()
+        line = run.directory.metrics[0]
+        assert line["client_ids"] == [0]
+        assert [(p["client"], p["kind"]) for p in line["problems"]] == [(1, "failed")]
+        log = (run.federation.clients[1].home / "supernode.log").read_text()
+        assert "could not be verified" in log
+        assert "flwr-clientapp" not in log
