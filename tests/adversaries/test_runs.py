@@ -155,6 +155,7 @@ def test_every_attack_runs_against_a_rule_with_mixing_and_says_what_it_did(tmp_p
     assert ("attack_success" in line["eval"]) == (kind == "backdoor")
 
 
+@pytest.mark.long
 def test_large_noise_ruins_the_mean_and_not_the_robust_rules(tmp_path):
     changes = {**TWELVE, "local__steps": 6, "local__lr": 1e-2, "local__batch_size": 8,
                "run__rounds": 4, "attack": {"kind": "gaussian", "fraction": 0.25, "sigma": 100.0},

@@ -149,6 +149,7 @@ def test_a_search_sees_no_test_row_and_its_choice_is_trained(tmp_path):
     assert family["at_edge"] == (["local.lr"] if family["chosen"]["local.lr"] != 1e-3 else [])
 
 
+@pytest.mark.long
 def test_a_defence_is_tuned_for_its_worst_case_and_an_attack_by_nobody_is_trained_once(tmp_path):
     rates = [1e-4, 3e-2]
     found = fedtune.compare(

@@ -20,7 +20,9 @@ from tests.runs.test_flower_apps import LANGUAGE, TEXT
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("task", [TEXT, LANGUAGE], ids=["text", "language"])
+@pytest.mark.parametrize(
+    "task", [TEXT, pytest.param(LANGUAGE, marks=pytest.mark.long)], ids=["text", "language"]
+)
 def test_a_run_on_flowers_simulation_runtime_equals_the_cohort_engine(tmp_path, task):
     pytest.importorskip("ray", reason="needs fedtune[flower]")
     overrides = small(**{"engine.precision": "float64"}, **task)

@@ -59,6 +59,7 @@ def test_each_round_is_the_sum_over_probabilities():
         np.testing.assert_allclose(step, expected, atol=1e-12)
 
 
+@pytest.mark.long
 def test_its_mean_is_that_of_full_participation_within_four_standard_errors():
     found = updates(FedAvgUnbiased(participation=Participation("bernoulli", CHANCES, 1)), 3000)
     chance = np.asarray(CHANCES)[:, None]

@@ -112,6 +112,7 @@ def test_constant_updates_have_no_variance_once_all_are_known():
     assert len(sizes) > 2
 
 
+@pytest.mark.long
 def test_its_mean_is_full_participation_and_its_variance_the_formula():
     beta, rounds = 0.6, 4000
     made = federation(FedStale(beta=beta, participation=participation()), moving=False)

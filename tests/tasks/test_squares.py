@@ -40,6 +40,7 @@ def test_a_clients_gradient_is_that_of_its_rows():
     assert torch.allclose(found, h.T @ (h @ x[0] - y) / len(rows), atol=1e-12)
 
 
+@pytest.mark.long
 def test_without_noise_it_nears_the_solution_and_with_noise_it_drifts_away(tmp_path):
     few = {**FEW, "run.rounds": 120, "run.eval_every": 10, "local.steps": 60, "local.lr": 0.3}
     quiet = {"faults.noise_up": 0.0, "faults.noise_down": 0.0}
