@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fedtune.deploy.data import NEEDED
-from fedtune.deploy.digest import base_digest, base_folder
+from fedtune.deploy.digest import base_digest
 from fedtune.deploy.settings import ClientSettings
 from fedtune.errors import ClientFailure
 from fedtune.participation import Participation
@@ -13,6 +13,7 @@ from fedtune.runs.settling import settle_paths
 from fedtune.runs.strategies import adapter_kind
 from fedtune.scenario import Scenario, load_scenario
 from fedtune.scenario.trouble import AttackSection, FaultsSection
+from fedtune.tasks.bases import base_folder
 
 MOST_CLIENTS = 1_000_000
 COLUMNS = ("image", "text", "text_pair", "label", "instruction", "response")
@@ -162,7 +163,7 @@ def _own_data(scenario: Scenario, settings: ClientSettings) -> dict[str, Any]:
     changes |= dict.fromkeys(("task.train_examples", "task.columns", "task.extract"))
     named = {name: getattr(data, name) for name in COLUMNS}
     changes |= {f"task.{name}": column for name, column in named.items() if column is not None}
-    chance = _chance(scenario, settings.client)
+    chance = _chance(scenario)
     return changes | {
         "task.server_examples": 0,
         "clients.partition": {"kind": "iid"},
@@ -170,7 +171,7 @@ def _own_data(scenario: Scenario, settings: ClientSettings) -> dict[str, Any]:
     }
 
 
-def _chance(scenario: Scenario, client: int) -> float:
+def _chance(scenario: Scenario) -> float:
     """How likely a client takes part in a round, as far as the scenario says; else 1."""
     section = scenario.clients.participation
     if section.kind not in ("fraction", "bernoulli") or isinstance(section.value, list):

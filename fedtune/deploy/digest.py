@@ -5,28 +5,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from transformers.utils.hub import cached_file
-
-from fedtune.errors import ScenarioError, first_line
-from fedtune.tasks.bases import CONFIG, base_path
+from fedtune.tasks.bases import base_folder
 
 SUFFIXES = {".safetensors", ".bin", ".json", ".txt", ".model"}
 PIECE = 1 << 22
-
-
-def base_folder(base: str) -> Path:
-    """The folder of a base on this machine; nothing is fetched.
-
-    Raises:
-        ScenarioError: if it is not here.
-    """
-    folder = Path(base_path(base))
-    if folder.is_dir():
-        return folder
-    try:
-        return Path(str(cached_file(str(base), CONFIG, local_files_only=True))).parent
-    except OSError as error:
-        raise ScenarioError(f"base = {base!r}: {first_line(error)}") from None
 
 
 def base_digest(base: str) -> str:

@@ -21,13 +21,11 @@ class Place:
         superlink: host:port.
         authority: certificate that vouches for the server.
         key: the client's private key, or None where the server asks for none.
-        port: of the SuperNode's own interface to its ClientApps, on this machine only; None: any.
     """
 
     superlink: str
     authority: Path
     key: Path | None
-    port: int | None = None
 
 
 class ClientProcesses:
@@ -120,6 +118,6 @@ def supernode_command(place: Place, client: int, socket: str) -> Sequence[str]:
     return [
         "flower-supernode", "--superlink", place.superlink,
         "--root-certificates", str(place.authority), *key,
-        "--host", "127.0.0.1", "--port", str(place.port or free_port()),
+        "--host", "127.0.0.1", "--port", str(free_port()),
         "--node-config", f'client-id={client} trainer="{socket}"',
     ]  # fmt: skip

@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
 from fedtune.adapters.wrap import PretrainedBase
 from fedtune.errors import ScenarioError, first_line
@@ -64,6 +65,21 @@ def base_path(source: str) -> str:
         )
     allowed = ", ".join(f"builtin:{n}" for n in names)
     raise ScenarioError(f"task.base = {source!r}: allowed: {allowed}, a folder or a hub name")
+
+
+def base_folder(base: str) -> Path:
+    """The folder of a base on this machine; nothing is fetched.
+
+    Raises:
+        ScenarioError: if it is not here.
+    """
+    folder = Path(base_path(base))
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(str(cached_file(str(base), CONFIG, local_files_only=True))).parent
+    except OSError as error:
+        raise ScenarioError(f"base = {base!r}: {first_line(error)}") from None
 
 
 def load_base(task: TaskSection, classes: list[str]) -> PretrainedBase:

@@ -12,15 +12,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig
-from transformers.utils.hub import cached_file
 
 from fedtune.adapters.wrap import PretrainedBase
 from fedtune.errors import ScenarioError, first_line
 from fedtune.scenario.task import CONV, TaskSection
 from fedtune.tasks.bases import (
-    CONFIG,
     MODELS,
     WEIGHTS,
+    base_folder,
     base_path,
     head_of,
     in_head,
@@ -74,12 +73,10 @@ def load_shapes(task: TaskSection, classes: list[str]) -> PretrainedBase:
 
 def _files(path: str) -> list[Path]:
     """The safetensors files of a checkpoint, as far as they are on this machine."""
-    folder = Path(path)
-    if not folder.is_dir():
-        try:
-            folder = Path(str(cached_file(path, CONFIG, local_files_only=True))).parent
-        except OSError:
-            return []
+    try:
+        folder = base_folder(path)
+    except ScenarioError:
+        return []
     if (folder / INDEX).is_file():
         named = set(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values())
         return [folder / name for name in sorted(named) if (folder / name).is_file()]
