@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,17 @@ def base_folder(base: str) -> Path:
         raise ScenarioError(f"base = {base!r}: {first_line(error)}") from None
 
 
+def pretrained(loader: Any, path: str, **given: Any) -> Any:
+    """`loader.from_pretrained(path)`; the hub is asked only for what is not on this machine.
+
+    Raises:
+        OSError: if it cannot be had.
+    """
+    with suppress(ScenarioError, OSError):
+        return loader.from_pretrained(str(base_folder(path)), **given)
+    return loader.from_pretrained(path, **given)
+
+
 def load_base(task: TaskSection, classes: list[str]) -> PretrainedBase:
     """The base model of a task, float32 on the CPU, with a head for the classes.
 
@@ -98,7 +109,8 @@ def load_base(task: TaskSection, classes: list[str]) -> PretrainedBase:
     auto, takes = MODELS[task.kind]
     try:
         with quiet():
-            model, info = auto.from_pretrained(
+            model, info = pretrained(
+                auto,
                 path,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
@@ -144,9 +156,8 @@ def labels_of(task: TaskSection, classes: list[str]) -> dict[str, Any]:
 def _random(path: str, classes: list[str]) -> PretrainedBase:
     """A network that was never trained, and has no head apart from the rest."""
     names = dict(enumerate(classes))
-    config = AutoConfig.from_pretrained(
-        path, id2label=names, label2id={n: i for i, n in names.items()}
-    )
+    ids = {name: i for i, name in names.items()}
+    config = pretrained(AutoConfig, path, id2label=names, label2id=ids)
     return PretrainedBase(ConvForImageClassification(config), [], frozenset(), path)
 
 
@@ -161,7 +172,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """
     try:
         with quiet():
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(base_path(source))
+            tokenizer: PreTrainedTokenizerBase = pretrained(AutoTokenizer, base_path(source))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ScenarioError(f"task.base = {source!r}: no tokenizer: {first_line(error)}") from None
     if tokenizer.pad_token_id is None:

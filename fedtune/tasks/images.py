@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor
 from fedtune.errors import ScenarioError, first_line
 from fedtune.scenario.task import TaskSection
 from fedtune.tasks.base import Classification, Table
-from fedtune.tasks.bases import load_base, quiet
+from fedtune.tasks.bases import load_base, pretrained, quiet
 from fedtune.tasks.examples import Examples
 from fedtune.tasks.sources import TEST_SHARE, check_values, encode_labels, load_splits
 
@@ -68,7 +68,7 @@ def load_processor(path: str) -> Any:
     """
     try:
         with quiet():
-            return AutoImageProcessor.from_pretrained(path)
+            return pretrained(AutoImageProcessor, path)
     except (OSError, ValueError) as error:
         raise ScenarioError(
             f"task.base = {path!r}: no image processor: {first_line(error)}"

@@ -24,6 +24,7 @@ from fedtune.tasks.bases import (
     head_of,
     in_head,
     labels_of,
+    pretrained,
     quiet,
     with_missing,
 )
@@ -47,7 +48,7 @@ def load_shapes(task: TaskSection, classes: list[str]) -> PretrainedBase:
     auto, takes = MODELS[task.kind]
     try:
         with quiet(), torch.device("meta"):
-            config = AutoConfig.from_pretrained(path, **labels_of(task, classes))
+            config = pretrained(AutoConfig, path, **labels_of(task, classes))
             model = auto.from_config(config)
     except (OSError, ValueError) as error:
         raise ScenarioError(f"task.base = {task.base!r}: {first_line(error)}") from None
