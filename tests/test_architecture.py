@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ORDER = [
     "errors", "files", "randomness", "version", "scenario", "adapters", "tasks", "privacy",
-    "cohort",
+    "cohort", "workers",
     "rules", "participation", "grids", "adversaries", "apps", "server", "strategies",
     "reporting", "runs", "deploy", "audit", "comparison", "cli",
 ]  # fmt: skip

@@ -139,6 +139,10 @@ def audit(
         settled.privacy.ledger = None  # an audit spends nothing of anybody's
     if settled.engine.kind == "flower":
         raise Incompatible("engine.kind = 'flower': an audit looks at clients of its own process")
+    if settled.engine.workers is not None:
+        raise Incompatible(
+            f"engine.workers = {settled.engine.workers!r}: an audit trains in its own process"
+        )
     look = _audit_users if settled.privacy.mechanism == "user" else _audit_examples
     found, federation, included, tokens = look(settled, canaries, seed, "as it is", step)
     control = found

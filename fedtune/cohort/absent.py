@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from torch import Tensor, nn
 
 from fedtune.adapters.layout import Tensors
+from fedtune.cohort.backend import Setting
 from fedtune.cohort.plan import ClientResult, ClientWork
 from fedtune.errors import RunError
 from fedtune.tasks.base import Inputs
@@ -19,6 +20,9 @@ class AbsentBackend:
     """Knows the adapter's layout, and refuses all work."""
 
     name = "none"
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
 
     def train(self, works: Sequence[ClientWork], server_round: int) -> list[ClientResult]:
         """Raise `RunError`."""

@@ -57,6 +57,7 @@ class Backend(Protocol):
     """Trains clients; `cohort` and `sequential` agree as docs/architecture.md defines equal."""
 
     name: str
+    setting: Setting
 
     def train(self, works: Sequence[ClientWork], server_round: int) -> list[ClientResult]:
         """Train one cohort; results in the order of `works`."""

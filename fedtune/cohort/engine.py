@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +13,21 @@ from torch import nn
 
 from fedtune.adapters.layout import Tensors
 from fedtune.cohort.backend import Backend, Setting
+from fedtune.cohort.jobs import (
+    UNITS,
+    Job,
+    Result,
+    Sums,
+    attempt,
+    first_gradients,
+    look,
+    trained,
+)
 from fedtune.cohort.plan import ClientResult, ClientWork
 from fedtune.cohort.sizing import fitting_size, out_of_memory, release
 from fedtune.cohort.together import CohortBackend
 from fedtune.errors import ClientFailure, RunError
 from fedtune.tasks.base import Data, Rows
-
-Result = TypeVar("Result")
-WorkOn = Callable[[list[ClientWork]], Mapping[int, Result]]
 
 EVALUATION_ROWS, EVALUATION_POSITIONS = 256, 4096
 
@@ -34,12 +41,14 @@ class Resolved:
         device: torch's name of the device.
         threads: CPU threads of torch.
         sizes: (first round, cohort size) pairs, one more for each halving after out-of-memory.
+        workers: number of Ray workers and cores of each; None: this process alone.
     """
 
     backend: str
     device: str
     threads: int
     sizes: list[tuple[int, int]] = field(default_factory=list)
+    workers: tuple[int, int] | None = None
 
     def size(self, server_round: int) -> int:
         """The cohort size in force in a round."""
@@ -53,7 +62,8 @@ class Resolved:
     def from_dict(cls, values: dict[str, Any]) -> Resolved:
         """The inverse of `to_dict`."""
         sizes = [(int(first), int(size)) for first, size in values.pop("sizes")]
-        return cls(**values, sizes=sizes)
+        workers = values.pop("workers", None)
+        return cls(**values, sizes=sizes, workers=workers and tuple(workers))
 
 
 class Engine:
@@ -78,32 +88,25 @@ class Engine:
         self.backend, self.setting, self.resolved = backend, setting, resolved
         self.cohort_size, self.on_resolve = cohort_size, on_resolve
 
+    @property
+    def lanes(self) -> int:
+        """How many cohorts are worked on at a time."""
+        return 1
+
     def train(
         self, works: Sequence[ClientWork], server_round: int
     ) -> dict[int, ClientResult | ClientFailure]:
         """Train a round's clients; gives each one's result or failure by its id."""
-        return self._in_cohorts(
-            works,
-            server_round,
-            lambda cohort: {r.client: r for r in self.backend.train(cohort, server_round)},
-        )
+        return self._in_cohorts(works, server_round, trained)
 
     def gradients(
         self, works: Sequence[ClientWork], server_round: int
     ) -> dict[int, Tensors | ClientFailure]:
         """The gradient of each client's first step where it starts, by its id."""
-        layout = self.setting.layout.training(works[0].only) if works else self.setting.layout
-        return self._in_cohorts(
-            works,
-            server_round,
-            lambda cohort: {
-                work.client: layout.split(row)
-                for work, row in zip(cohort, self.backend.gradient(cohort), strict=True)
-            },
-        )
+        return self._in_cohorts(works, server_round, first_gradients)
 
     def _in_cohorts(
-        self, works: Sequence[ClientWork], server_round: int, work_on: WorkOn[Result]
+        self, works: Sequence[ClientWork], server_round: int, job: Job[Result]
     ) -> dict[int, Result | ClientFailure]:
         """Work on a round's clients, cohort by cohort.
 
@@ -114,8 +117,9 @@ class Engine:
             return {}
         while True:
             try:
-                self.settle(works, server_round)
-                return self._once(works, server_round, work_on)
+                size = self.settle(works, server_round)
+                dealt = [c for alike in self._alike(works) for c in self.deal(alike, size)]
+                return self.each(dealt, server_round, job)
             except Exception as error:
                 if not out_of_memory(error):
                     raise
@@ -137,34 +141,36 @@ class Engine:
 
     def evaluate(self, state: Tensors, data: Data, rows: Rows) -> dict[str, float]:
         """Mean loss and metrics of the model with the given trained tensors over rows of data."""
-        objective = self.setting.objective
         sums: dict[str, float] = {}
-        units = 0.0
-        for part in evaluation_batches(rows, data.widths(rows)):
-            index = torch.from_numpy(part)
-            batch = data.gather(index.to(self.setting.device))
-            logits = self.backend.logits(state, batch.inputs)
-            found = {
-                "loss": objective.losses(logits, batch.labels),
-                **objective.scores(logits, batch.labels),
-            }
-            units += float(objective.counts(batch.labels).sum())
-            for name, values in found.items():
-                sums[name] = sums.get(name, 0.0) + float(values.double().sum())
-        return objective.finish({name: total / units for name, total in sums.items()})
+        for found in self.looks(state, data, list(evaluation_batches(rows, data.widths(rows)))):
+            for name, value in found.items():
+                sums[name] = sums.get(name, 0.0) + value
+        units = sums.pop(UNITS, 0.0)
+        return self.setting.objective.finish({n: total / units for n, total in sums.items()})
+
+    def looks(self, state: Tensors, data: Data, batches: Sequence[Rows]) -> Iterable[Sums]:
+        """What `evaluate` adds up, batch by batch."""
+        return (look(self.backend, state, data, batch) for batch in batches)
+
+    def close(self) -> None:
+        """Give back what the engine holds beyond this process."""
 
     def generate(self, state: Tensors, score: Callable[[nn.Module, torch.device], float]) -> float:
         """What `score` finds for the model with the given trained tensors."""
         with self.backend.holding(state) as model:
             return score(model, self.setting.device)
 
-    def _once(
-        self, works: Sequence[ClientWork], server_round: int, work_on: WorkOn[Result]
+    def deal(self, works: Sequence[ClientWork], size: int) -> list[list[ClientWork]]:
+        """Cohorts of at most a size."""
+        return cohorts(works, size)
+
+    def each(
+        self, dealt: Sequence[list[ClientWork]], server_round: int, job: Job[Result]
     ) -> dict[int, Result | ClientFailure]:
+        """What comes of cohorts, by client."""
         done: dict[int, Result | ClientFailure] = {}
-        for alike in self._alike(works):
-            for cohort in cohorts(alike, self.resolved.size(server_round)):
-                done.update(self._cohort(cohort, work_on))
+        for cohort in dealt:
+            done.update(attempt(self.backend, cohort, server_round, job))
         return done
 
     def _alike(self, works: Sequence[ClientWork]) -> list[list[ClientWork]]:
@@ -176,27 +182,16 @@ class Engine:
             groups.setdefault(places, []).append(work)
         return list(groups.values())
 
-    def _cohort(
-        self, cohort: list[ClientWork], work_on: WorkOn[Result]
-    ) -> dict[int, Result | ClientFailure]:
-        """What comes of a cohort; where it fails, of each of its clients alone."""
-        try:
-            return dict(work_on(cohort))
-        except Exception as error:
-            if out_of_memory(error):
-                raise
-            if len(cohort) == 1:
-                return {cohort[0].client: ClientFailure(cohort[0].client, "train", error)}
-        apart: dict[int, Result | ClientFailure] = {}
-        for work in cohort:
-            apart.update(self._cohort([work], work_on))
-        return apart
-
     def _first_size(self, works: Sequence[ClientWork]) -> int:
         if not isinstance(self.backend, CohortBackend):
             return 1
-        fitting = fitting_size(self.backend, max(works, key=_breadth))
+        fitting = self.fitting(max(works, key=_breadth))
         return min(fitting, self.cohort_size) if isinstance(self.cohort_size, int) else fitting
+
+    def fitting(self, widest: ClientWork) -> int:
+        """The largest cohort of such clients that fits into memory."""
+        assert isinstance(self.backend, CohortBackend)
+        return fitting_size(self.backend, widest)
 
     def _resolve(self, server_round: int, size: int) -> None:
         first = server_round if self.resolved.sizes else 1

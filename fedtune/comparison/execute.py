@@ -23,10 +23,10 @@ from fedtune.runs.engines import pick_device
 from fedtune.runs.loop import start_state
 from fedtune.runs.observing import Line, Started
 from fedtune.runs.plan import with_kept
-from fedtune.runs.summary import versions
 from fedtune.scenario import Scenario, dump_scenario
 from fedtune.scenario.compare import CompareSection
 from fedtune.tasks.library import Library
+from fedtune.version import versions
 
 
 class GridObserver(Protocol):

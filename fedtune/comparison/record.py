@@ -39,10 +39,10 @@ from fedtune.reporting.measures import MEASURES
 from fedtune.reporting.privacy import statement
 from fedtune.runs.directory import RunDirectory
 from fedtune.runs.privacy import ledger_of
-from fedtune.runs.summary import versions
 from fedtune.scenario import Scenario, dump_scenario
 from fedtune.scenario.compare import CompareSection
 from fedtune.scenario.loading import validate
+from fedtune.version import versions
 
 FORMAT, WAY_TO_TARGET = 1, 0.95
 ATTACK = "attack.kind"

@@ -140,6 +140,7 @@ def own_scenario(scenario: Scenario, settings: ClientSettings) -> Scenario:
     """
     changes: dict[str, Any] = {
         "engine.kind": "cohort",
+        "engine.workers": None,
         "engine.device": settings.device,
         "engine.threads": settings.threads,
         "engine.cohort_size": 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,8 @@ def run(
     with directory.locked():
         _write_partition(federation, directory, pictures)
         state = start_state(federation, None)
-        return _go(federation, state, directory, observer or Silent(), pictures)
+        with closing(federation.engine):
+            return _go(federation, state, directory, observer or Silent(), pictures)
 
 
 def resume(
@@ -154,7 +156,8 @@ def _resume(
     directory.write_scenario(scenario)
     _write_partition(federation, directory, pictures)
     directory.forget_after(done)
-    return _go(federation, start_state(federation, found), directory, observer, pictures)
+    with closing(federation.engine):
+        return _go(federation, start_state(federation, found), directory, observer, pictures)
 
 
 def _check_kept(directory: RunDirectory, why: str) -> None:

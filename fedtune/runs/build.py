@@ -24,10 +24,11 @@ from fedtune.grids.faults import FaultGrid
 from fedtune.grids.metered import MeteredGrid
 from fedtune.grids.node_grid import NodeGrid
 from fedtune.rules.trust import FLTrust
-from fedtune.runs.engines import DTYPES, adapt, is_bare, make_engine, make_setting, prepare_torch
+from fedtune.runs.engines import DTYPES, is_bare, make_engine, prepare_torch
 from fedtune.runs.opening import make_opening
 from fedtune.runs.privacy import check_deltas, make_budget, make_user_privacy
 from fedtune.runs.refusals import check_bare, check_factors
+from fedtune.runs.spreading import with_workers
 from fedtune.runs.strategies import make_strategy
 from fedtune.runs.traces import read_trace
 from fedtune.scenario.schema import Scenario
@@ -35,6 +36,7 @@ from fedtune.server.base import AdapterStrategy
 from fedtune.tasks.clients import AbsentRows
 from fedtune.tasks.library import Library
 from fedtune.tasks.load import Parts, Task, load_task
+from fedtune.workers.engine import SpreadEngine
 
 
 @dataclass
@@ -106,9 +108,9 @@ def build(
         raise ScenarioError("task.data = 'clients': only in a deployment; see fedtune deploy")
     size = sum(parameter.numel() for parameter in task.base.model.parameters())
     adversary = make_adversary(scenario, task)
-    adapted = adapt(scenario, task, device, dtype)
-    setting = make_setting(scenario, task, adapted, adversary, device, dtype)
-    runner, reason = make_engine(scenario, setting, task, resolved, on_resolve)
+    runner, reason = make_engine(scenario, task, adversary, device, dtype, resolved, on_resolve)
+    if outer is None:
+        runner = with_workers(runner, scenario, task, adversary, parts)
     store = MemoryStore()
     clients = _clients(scenario, strategy, task, runner, store, folder)
     budget = clients.budget
@@ -123,7 +125,7 @@ def build(
     return Federation(
         scenario,
         task,
-        adapted,
+        runner.setting.adapted,
         runner,
         clients,
         store,
@@ -133,7 +135,7 @@ def build(
         strategy,
         adversary,
         size,
-        _notes(task, reason),
+        _notes(task, runner, reason),
         budget or make_user_privacy(scenario, strategy, task.clients, folder),
     )
 
@@ -213,8 +215,12 @@ def _troubled(
     return grid
 
 
-def _notes(task: Task, reason: str | None) -> list[str]:
+def _notes(task: Task, engine: Engine, reason: str | None) -> list[str]:
     notes = list(task.notes)
+    if isinstance(engine, SpreadEngine):
+        notes.append(
+            f"engine: {engine.pool.count} Ray workers, CPU cores each: {engine.pool.cores}"
+        )
     if reason:
         notes.append(f"engine: training one client at a time, because {reason}")
     if empty := len(task.clients) - len(task.clients.eligible):

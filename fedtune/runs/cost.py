@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from fedtune.adapters.layout import Tensors
-from fedtune.cohort.engine import cohorts
 from fedtune.cohort.plan import ClientWork
 from fedtune.runs.build import Federation
 from fedtune.tasks.base import Data, Rows
@@ -73,11 +72,11 @@ def train_seconds(
         return 0.0
     engine = federation.engine
     works = federation.clients.works(clients, server_round, start)
-    seconds = MESSAGE_SECONDS * len(clients)
-    for cohort in cohorts(works, engine.resolved.size(1)):
+    each = []
+    for cohort in engine.deal(works, engine.resolved.size(1)):
         steps, positions = folded(cohort, engine.setting.data)
-        seconds += cost.step * steps + cost.position * positions
-    return seconds
+        each.append(cost.step * steps + cost.position * positions)
+    return MESSAGE_SECONDS * len(clients) + max(max(each), sum(each) / engine.lanes)
 
 
 def evaluation_seconds(federation: Federation, start: Tensors) -> float:

@@ -51,31 +51,31 @@ def is_bare(task: Task) -> bool:
     return str(task.base.model.device.type) == "meta"
 
 
-def make_setting(
+def make_engine(
     scenario: Scenario,
     task: Task,
-    adapted: Adapted,
     adversary: Adversary,
     device: torch.device,
     dtype: torch.dtype,
-) -> Setting:
-    local, rounds, way = scenario.local, scenario.run.rounds, scenario.privacy.per_example
-    return Setting(adapted, task.objective, adversary.train, local, rounds, device, dtype, way)
-
-
-def make_engine(
-    scenario: Scenario,
-    setting: Setting,
-    task: Task,
     resolved: Resolved | None,
-    on_resolve: Callable[[Resolved], None],
+    on_resolve: Callable[[Resolved], None] = lambda resolved: None,
 ) -> tuple[Engine, str | None]:
     """The engine, and why it is not the one that was asked for, if so."""
     section = scenario.engine
+    setting = Setting(
+        adapt(scenario, task, device, dtype),
+        task.objective,
+        adversary.train,
+        scenario.local,
+        scenario.run.rounds,
+        device,
+        dtype,
+        scenario.privacy.per_example,
+    )
     wanted = resolved.backend if resolved else section.kind.replace("flower", "cohort")
     sample = np.arange(min(PROBE_ROWS, len(task.train)))
     backend, reason = (
-        (AbsentBackend(), None) if is_bare(task) else choose_backend(setting, wanted, sample)
+        (AbsentBackend(setting), None) if is_bare(task) else choose_backend(setting, wanted, sample)
     )
     settled = resolved or Resolved(backend.name, str(setting.device), torch.get_num_threads())
     return Engine(backend, setting, settled, section.cohort_size, on_resolve), reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,11 @@ def plan(scenario: str | Path | Scenario, overrides: Overrides = ()) -> Plan:
     """
     started = time.perf_counter()
     federation = build(settle_paths(load_scenario(scenario, overrides)))
-    prepared = time.perf_counter() - started
+    with closing(federation.engine):
+        return _measured(federation, time.perf_counter() - started)
+
+
+def _measured(federation: Federation, prepared: float) -> Plan:
     state = start_state(federation, None)
     taking_part = _participants(federation)
     sent = traffic(federation, state.arrays, taking_part)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import platform
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fedtune.cohort.sizing import peak_memory
@@ -15,13 +13,12 @@ from fedtune.runs.build import Federation
 from fedtune.runs.clientwise import worst_clients
 from fedtune.runs.directory import RunDirectory
 from fedtune.runs.loop import ServerState, engine_name
-from fedtune.version import __version__
+from fedtune.version import versions
 
 SUMMED = (
     "bytes_down", "bytes_up", "framing_down", "framing_up", "seconds", "seconds_clients",
     "seconds_server", "client_steps",
 )  # fmt: skip
-PACKAGES = ("flwr", "numpy", "peft", "torch", "transformers")
 
 
 def draw_run(federation: Federation, state: ServerState, directory: RunDirectory) -> None:
@@ -93,12 +90,3 @@ def _spending(federation: Federation) -> dict[str, Any] | None:
 def _rank(found: dict[str, float | None]) -> tuple[float, float]:
     loss = found.get("loss")
     return -(found.get("accuracy") or 0.0), math.inf if loss is None else loss
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides a result; fedtune's own also where it is not installed."""
-    found = {"fedtune": __version__}
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found

@@ -206,8 +206,13 @@ class EngineSection(Section):
     threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
         "auto", description="CPU threads of torch"
     )
-    workers: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
-        "auto", description="processes of `flower`; by default one a core"
+    workers: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] | None = Field(
+        None,
+        description="Ray processes that share the cohorts; auto: one a GPU, or one for so many "
+        "cores as `threads` says (4); by default none. Of `flower`: by default one a core",
+    )
+    ray_address: str | None = Field(
+        None, description="of a Ray cluster that is up, for `workers`; by default this machine"
     )
     deterministic: bool = Field(False, description="bit-for-bit results on CUDA, slower")
 

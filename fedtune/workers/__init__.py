@@ -1,0 +1,1 @@
+"""Cohorts on Ray: processes that each hold a base and the data, on one machine or many."""
