@@ -33,6 +33,10 @@ class ClientFailure(RunError):
         self.__cause__ = cause if isinstance(cause, BaseException) else None
         super().__init__(f"client {client} failed in {stage}: {self.reason}")
 
+    def __reduce__(self) -> tuple[type, tuple[int, str, str]]:
+        """For a worker's process to tell it; the cause stays there."""
+        return ClientFailure, (self.client, self.stage, self.reason)
+
 
 class Declined(ClientFailure):
     """A client that takes no part because its privacy budget is spent; the run goes on."""

@@ -31,6 +31,8 @@ class Flat:
 
     def tensor(self, device: torch.device) -> Tensor:
         """The tensor on a device, with memory of its own."""
+        if not self.data.size:
+            return torch.empty(self.shape, dtype=self.dtype, device=device)
         raw = torch.from_numpy(self.data.copy())
         return raw.view(self.dtype).reshape(self.shape).to(device)
 

@@ -1,0 +1,185 @@
+"""Cohorts on Ray: equal to those of one process, whatever dies on the way."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+
+import pytest
+import torch
+
+import fedtune
+from fedtune.errors import ClientFailure, RunError, ScenarioError
+from fedtune.runs.build import build
+from fedtune.runs.loop import start_state
+from fedtune.runs.settling import settle_paths
+from fedtune.scenario import load_scenario
+from fedtune.workers.engine import SpreadEngine
+from fedtune.workers.packing import pack, shared_by
+from tests.cohort.kit import distance
+from tests.runs.kit import small
+from tests.workers import jobs
+
+ray = pytest.importorskip("ray", reason="needs fedtune[ray]")
+FLOAT64 = 1e-8
+WORKERS = 2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster(tmp_path_factory):
+    """Ray, started once for all tests, and the file by which jobs know that they were here."""
+    mark = tmp_path_factory.mktemp("mark") / "here"
+    os.environ[jobs.MARK] = str(mark)
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield mark
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def federation(cluster):
+    """A federation of two workers; what one process alone gives lies beside it."""
+    overrides = small(
+        engine__precision="float64", engine__workers=WORKERS, local__optimizer="adamw",
+        adapter__dropout=0.1,
+    )  # fmt: skip
+    made = build(settle_paths(load_scenario("quickstart", overrides)))
+    with closing(made.engine):
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def unmarked(cluster):
+    cluster.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def works(federation):
+    clients = list(federation.task.clients.eligible)
+    return federation.clients.works(clients, 1, start_state(federation, None).arrays)
+
+
+def far(found, alone) -> float:
+    """The largest distance between clients' changes."""
+    assert sorted(found) == sorted(alone)
+    return max(
+        distance(found[c].tensors[name], alone[c].tensors[name])
+        for c in alone
+        for name in alone[c].tensors
+    )
+
+
+@pytest.fixture
+def alone(federation, works):
+    """What this process gives, one client after another."""
+    return {w.client: federation.engine.backend.train([w], 1)[0] for w in works}
+
+
+def test_workers_give_what_one_process_gives(federation, works, alone):
+    engine = federation.engine
+    assert isinstance(engine, SpreadEngine)
+    found = engine.train(works, 1)
+    assert far(found, alone) < FLOAT64
+    assert [found[c].steps for c in alone] == [r.steps for r in alone.values()]
+    assert len(set(engine.pool.processes())) == WORKERS
+    assert os.getpid() not in engine.pool.processes()
+
+
+def test_a_client_that_fails_in_a_worker_is_named_and_the_others_go_on(federation, works):
+    found = federation.engine.each([works[:3]], 1, jobs.hates_client_one)
+    failed = [c for c, result in found.items() if isinstance(result, ClientFailure)]
+    assert failed == [1]
+    assert found[1].reason == "ValueError: not this one"
+
+
+def test_out_of_memory_in_a_worker_halves_the_cohorts(federation, works, alone):
+    engine = federation.engine
+    size = engine.settle(works, 1)
+    found = engine._in_cohorts(works, 1, jobs.full_once)
+    assert engine.resolved.size(1) == size // 2
+    assert far(found, alone) < FLOAT64
+
+
+def test_evaluation_is_spread_and_equal(federation):
+    engine, task = federation.engine, federation.task
+    state = start_state(federation, None).arrays
+    spread = engine.evaluate(state, task.test, task.test_rows)
+    named, engine.named = engine.named, {}
+    here = engine.evaluate(state, task.test, task.test_rows)
+    engine.named = named
+    assert spread == pytest.approx(here, rel=1e-12)
+
+
+def test_a_worker_that_dies_is_replaced_and_no_client_counts_twice(federation, works, alone):
+    engine = federation.engine
+    before, deaths = engine.pool.processes(), engine.pool.deaths
+    dealt = engine.deal(works, 2)
+    found = engine.each(dealt, 1, jobs.dies_once)
+    assert engine.pool.deaths == deaths + 1
+    assert far(found, alone) < FLOAT64
+    assert len(set(before) - set(engine.pool.processes())) == 1
+
+
+@pytest.mark.long
+def test_workers_that_keep_dying_end_the_run_with_a_line(federation, works):
+    with pytest.raises(RunError, match="3 workers died"):
+        federation.engine.each(federation.engine.deal(works[:1], 1), 1, jobs.always_dies)
+
+
+RUNS = {
+    "fedavg": {},
+    "scaffold": {"strategy.name": "scaffold", "local.optimizer": "sgd", "local.lr": 0.05},
+    "fed-sb": {"strategy.name": "fed-sb"},
+    "local-heads": {"task.head": "local"},
+    "backdoor": {"attack.kind": "backdoor", "attack.fraction": 0.4},
+    "sequential": {"engine.kind": "sequential"},
+    "private": {
+        "privacy.mechanism": "example", "privacy.epsilon": 8.0, "privacy.clip": 1.0,
+        "privacy.deterministic_randomness": True,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["scaffold", *(pytest.param(n, marks=pytest.mark.long) for n in RUNS if n != "scaffold")],
+)
+@pytest.mark.parametrize("workers", [WORKERS, pytest.param(3, marks=pytest.mark.long)])
+def test_a_run_does_not_depend_on_the_number_of_workers(tmp_path, name, workers):
+    overrides = small(engine__precision="float64", **RUNS[name])
+    alone = fedtune.run("quickstart", overrides, tmp_path / "alone")
+    spread = fedtune.run(
+        "quickstart", {**overrides, "engine.workers": workers}, tmp_path / "spread"
+    )
+    mine, theirs = ([line["eval"]["loss"] for line in run.metrics] for run in (alone, spread))
+    assert theirs == pytest.approx(mine, rel=1e-6)
+    assert spread.summary["resolved"]["workers"] == [workers, 1]
+    if name != "fedavg":
+        return
+    longer = {"run.rounds": 3}
+    mine, theirs = (fedtune.resume(run.path, longer).metrics[-1] for run in (alone, spread))
+    assert theirs["eval"]["loss"] == pytest.approx(mine["eval"]["loss"], rel=1e-6)
+    assert theirs["bytes_up"] == mine["bytes_up"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"engine.workers": 5},
+            "engine.workers = 5: of 1 cores and 0 GPUs each, Ray has room for 4",
+        ),
+        ({"engine.workers": 2, "engine.device": "cuda:1"}, "engine.device = 'cuda:1'"),
+    ],
+)
+def test_what_ray_does_not_have_is_refused_in_a_line(tmp_path, changes, message):
+    with pytest.raises(ScenarioError, match=message):
+        fedtune.run("quickstart", small(**changes), tmp_path / "run")
+
+
+def test_what_is_shared_travels_once_a_round(federation, works):
+    """With more clients the parcels grow by their batches only, not by the adapter."""
+    dealt = federation.engine.deal(works, 1)
+    shared = shared_by(dealt)
+    assert sum(t.numel() for t in shared) == sum(t.numel() for t in works[0].state.values())
+    assert not any(pack(cohort, shared).own for cohort in dealt)
+    torch.testing.assert_close(shared, list(works[0].state.values()))
