@@ -37,13 +37,14 @@ import fedtune
 from fedtune.reporting.figure import INK, new_figure, save_figure
 from fedtune.runs.directory import RunDirectory
 from fedtune.scenario import load_scenario
-from fedtune.tasks.conv import ConvConfig, ConvForImageClassification
+from fedtune.tasks.conv import ConvConfig
 from fedtune.tasks.load import load_task
 
 ROOT = Path(__file__).parent.parent
 HERE, OUT, ENVIRONMENT = ROOT / "scripts" / "peers", ROOT / "docs" / "benchmarks", ROOT / "runs"
 PFL = ["pfl==0.6.0"]
 SIDES = ("fedtune", "pfl", "flower")
+COLOURS = ("#2563eb", "#d97706", "#059669")
 LIMIT = 900.0
 
 
@@ -107,9 +108,7 @@ JOBS = {
 
 def make_network(folder: Path, side: int, channels: int) -> dict[str, Any]:
     """A network whose every layer is trained; gives the overrides that name it."""
-    torch.manual_seed(0)
-    network = ConvForImageClassification(ConvConfig(side, channels, num_labels=10))
-    network.save_pretrained(folder / "network")
+    ConvConfig(side, channels).save_pretrained(folder / "network")
     return {"task.base": str(folder / "network")}
 
 
@@ -233,7 +232,8 @@ def rates(job: dict[str, Any], side: str) -> list[float]:
 def table(found: dict[str, Any]) -> str:
     """The Markdown table."""
     rows = [
-        "| job | side | clients/s (least to greatest) | fedtune ÷ it | start-up s | peak MiB | accuracy |",
+        "| job | side | clients/s (least to greatest) | fedtune ÷ it | start-up s | peak MiB | "
+        "accuracy |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, job in found["jobs"].items():
@@ -256,9 +256,10 @@ def table(found: dict[str, Any]) -> str:
 
 def draw(found: dict[str, Any], path: Path) -> None:
     """Clients a second of every side, by job."""
-    figure, axes = new_figure()
+    figure = new_figure(8, 4)
+    axes = figure.subplots()
     names = list(found["jobs"])
-    for shift, (side, colour) in enumerate(zip(SIDES, ("#2563eb", "#d97706", "#059669"), strict=True)):
+    for shift, (side, colour) in enumerate(zip(SIDES, COLOURS, strict=True)):
         there = [n for n in names if side in found["jobs"][n]["sides"]]
         places = [names.index(n) + 0.27 * (shift - 1) for n in there]
         heights = [statistics.median(rates(found["jobs"][n], side)) for n in there]

@@ -57,7 +57,7 @@ def scratch(
     Raises:
         ScenarioError: if it has a parameter that is no weight of a linear or convolutional layer.
     """
-    model.to(device=device, dtype=dtype).requires_grad_(False)
+    model.to(device=device, dtype=dtype, memory_format=torch.channels_last).requires_grad_(False)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     constants = {name: signed_constants(name, shape, seed) for name, shape in shapes.items()}
     voting = section.form == "mask"

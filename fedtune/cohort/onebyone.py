@@ -104,7 +104,7 @@ class SequentialBackend:
                 if out_of_patience(epochs, setting.local.early_stopping):
                     break
         tensors = {
-            spec.name: parameter.detach().clone()
+            spec.name: parameter.detach().clone(memory_format=torch.contiguous_format)
             for spec, parameter in zip(layout.trained, parameters, strict=True)
         }
         mean, done = sum(losses) / len(losses), len(losses)

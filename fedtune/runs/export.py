@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def save_model(federation: Federation, tensors: dict[str, Tensor], folder: Path)
     model = ConvForImageClassification(adapted.model.config)
     model.load_state_dict(weights)
     model.save_pretrained(folder)
-    _reader(federation.scenario.task).save_pretrained(folder)
+    save_reader(federation.scenario.task, folder)
 
 
 def save_adapter(adapted: Adapted, tensors: dict[str, Tensor], folder: Path) -> None:
@@ -205,16 +206,18 @@ def _export(directory: RunDirectory, out: Path, form: str) -> list[Path]:
         assert isinstance(model, PeftModel)
         merged = model.merge_and_unload()
         merged.save_pretrained(out / "merged")
-        _reader(directory.scenario.task).save_pretrained(out / "merged")
+        save_reader(directory.scenario.task, out / "merged")
         written.append(out / "merged")
     return written
 
 
-def _reader(task: TaskSection) -> Any:
-    """What makes the model's inputs: an image processor or a tokenizer."""
-    if task.kind == "image-classification":
-        return load_processor(base_path(task.base))
-    return load_tokenizer(task.base)
+def save_reader(task: TaskSection, folder: Path) -> None:
+    """Write what makes the model's inputs, an image processor or a tokenizer, if there is one."""
+    with suppress(ScenarioError):
+        if task.kind == "image-classification":
+            load_processor(base_path(task.base)).save_pretrained(folder)
+        else:
+            load_tokenizer(task.base).save_pretrained(folder)
 
 
 def _sorted(config: dict[str, Any]) -> dict[str, Any]:

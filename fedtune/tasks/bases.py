@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +24,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
+from fedtune.adapters.scratch import SCRATCH
 from fedtune.adapters.wrap import PretrainedBase
 from fedtune.errors import ScenarioError, first_line
 from fedtune.scenario.task import CONV, TaskSection
@@ -104,7 +106,7 @@ def load_base(task: TaskSection, classes: list[str]) -> PretrainedBase:
         ScenarioError: if it cannot be loaded, or is no model for this kind of task.
     """
     path = base_path(task.base)
-    if task.base == CONV:
+    if _is_untrained(path):
         return _random(path, classes)
     auto, takes = MODELS[task.kind]
     try:
@@ -151,6 +153,14 @@ def labels_of(task: TaskSection, classes: list[str]) -> dict[str, Any]:
     names = dict(enumerate(classes))
     ids = {name: i for i, name in names.items()}
     return {"id2label": names, "label2id": ids, "num_labels": len(classes)}
+
+
+def _is_untrained(path: str) -> bool:
+    """Whether a folder describes a network like `builtin:conv`, without weights."""
+    described = Path(path) / CONFIG
+    if not described.is_file() or (Path(path) / WEIGHTS).is_file():
+        return False
+    return bool(json.loads(described.read_text("utf-8")).get("model_type") == SCRATCH)
 
 
 def _random(path: str, classes: list[str]) -> PretrainedBase:

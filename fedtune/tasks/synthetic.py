@@ -14,6 +14,7 @@ from fedtune.randomness import key_of, mix, uniform
 from fedtune.tasks.base import Batch, Rows
 
 CLASSES = 10
+KEPT_PIXELS, CHUNK = 1 << 26, 1024
 
 
 class SyntheticImages:
@@ -40,6 +41,7 @@ class SyntheticImages:
         prototypes = uniform(key_of("prototypes", seed), (CLASSES, *shape)) * 2.0 - 1.0
         self.prototypes = prototypes.to(device)
         self.pixel = torch.arange(1, prototypes[0].numel() + 1, device=device)
+        self._made = self._all() if rows * prototypes[0].numel() <= KEPT_PIXELS else None
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
@@ -54,7 +56,18 @@ class SyntheticImages:
         return np.ones(len(rows), dtype=np.int64)
 
     def gather(self, rows: Tensor) -> Batch:
-        """Make the examples of the rows."""
+        """The examples of the rows, made now unless all are few enough to be kept."""
+        if self._made is None:
+            return self._make(rows)
+        pixels, labels = self._made
+        return Batch({"pixel_values": pixels.index_select(0, rows)}, labels.index_select(0, rows))
+
+    def _all(self) -> tuple[Tensor, Tensor]:
+        parts = [self._make(rows) for rows in torch.arange(self.count).to(self.pixel).split(CHUNK)]
+        pixels = torch.cat([part.inputs["pixel_values"] for part in parts])
+        return pixels, torch.cat([part.labels for part in parts])
+
+    def _make(self, rows: Tensor) -> Batch:
         keys = mix(rows + self.key)
         labels = (keys & 0x7FFFFFFF) % CLASSES
         bits = mix(keys[:, None] ^ mix(self.pixel)[None, :]) & 0xFFFF

@@ -32,7 +32,8 @@ def main() -> None:
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         run = fedtune.run("quickstart", overrides, Path(folder) / "run", clock, pictures=False)
-    found = {"ready": clock.ready, "ends": clock.ends, "accuracy": run.summary["final"]["accuracy"]}
+        accuracy = run.summary["final"]["accuracy"]
+    found = {"ready": clock.ready, "ends": clock.ends, "accuracy": accuracy}
     sys.stdout.write(f"\n{json.dumps(found)}\n")
 
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import chain, cycle
 
 import torch
+from job import Job, read_job
 from pfl.aggregate.simulate import SimulatedBackend
 from pfl.algorithm.base import NNAlgorithmParams
 from pfl.algorithm.federated_averaging import FederatedAveraging
-from pfl.callback import TrainingProcessCallback
+from pfl.callback.base import TrainingProcessCallback
 from pfl.data.dataset import Dataset
 from pfl.data.federated_dataset import FederatedDataset
 from pfl.hyperparam import NNEvalHyperParams, NNTrainHyperParams
 from pfl.metrics import Metrics, Weighted
 from pfl.model.pytorch import PyTorchModel
 from torch import Tensor, nn
-
-from job import Job, read_job
 
 
 class Net(nn.Module):
@@ -42,7 +42,9 @@ class Clock(TrainingProcessCallback):
     def __init__(self, job: Job) -> None:
         self.job = job
 
-    def after_central_iteration(self, aggregate_metrics, model, *, central_iteration):  # noqa: ANN
+    def after_central_iteration(
+        self, aggregate_metrics: Metrics, model: PyTorchModel, *, central_iteration: int
+    ) -> tuple[bool, Metrics]:
         self.job.finished()
         return False, Metrics()
 
@@ -54,13 +56,9 @@ def main() -> None:
     data = FederatedDataset(lambda user: Dataset(job.rows(user)), lambda: next(order))
     net = Net(job)
     trained = [p for p in net.parameters() if p.requires_grad]
-    if told["optimizer"] == "adamw":
-        def local(_, lr):
-            return torch.optim.AdamW(trained, lr=lr, weight_decay=told["weight_decay"])
-    else:
-        def local(_, lr):
-            return torch.optim.SGD(trained, lr=lr)
-    model = PyTorchModel(net, local, torch.optim.SGD(trained, lr=1.0))
+    adamw = partial(torch.optim.AdamW, trained, weight_decay=told["weight_decay"])
+    make = adamw if told["optimizer"] == "adamw" else partial(torch.optim.SGD, trained)
+    model = PyTorchModel(net, lambda _, lr: make(lr=lr), torch.optim.SGD(trained, lr=1.0))
     rounds = len(told["sampled"])
     job.begin()
     FederatedAveraging().run(
