@@ -35,7 +35,9 @@ import torch
 
 import fedtune
 from fedtune.reporting.figure import INK, new_figure, save_figure
+from fedtune.runs.build import build
 from fedtune.runs.directory import RunDirectory
+from fedtune.runs.settling import settle_paths
 from fedtune.scenario import load_scenario
 from fedtune.tasks.conv import ConvConfig
 from fedtune.tasks.load import load_task
@@ -70,7 +72,7 @@ LORA = {
 DIGITS = {**LORA, "task.train_examples": 1200}
 TEXT = {
     **LORA, "task.kind": "text-classification", "task.base": "builtin:bert-words",
-    "task.data": "builtin:intents",
+    "task.data": "builtin:intents", "local.lr": 5e-3,
 }  # fmt: skip
 
 
@@ -122,6 +124,8 @@ def export(work: Work, folder: Path) -> None:
     scenario = load_scenario("quickstart", overrides)
     task = load_task(scenario, torch.device("cpu"), torch.float32)
     task.base.model.save_pretrained(folder / "model")
+    initial = build(settle_paths(scenario)).adapted
+    state = {s.parameter: initial.initial[s.name] for s in initial.layout.trained}
     parts = [task.clients.rows(c).tolist() for c in range(len(task.clients))]
     whole = task.train.gather(torch.arange(sum(map(len, parts))))
     test = task.test.gather(torch.as_tensor(np.asarray(task.test_rows)))
@@ -130,7 +134,7 @@ def export(work: Work, folder: Path) -> None:
         split: [*(batch.inputs[n] for n in names), batch.labels]
         for split, batch in (("train", whole), ("test", test))
     }
-    torch.save({"names": names, **tensors}, folder / "data.pt")
+    torch.save({"names": names, "initial": state, **tensors}, folder / "data.pt")
     (folder / "job.json").write_text(json.dumps(told(scenario, run, parts, work)), "utf-8")
 
 
@@ -282,8 +286,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     asked = parser.parse_args()
     jobs = {n: measure(n, asked.sides, asked.repeats, asked.threads) for n in asked.jobs}
-    found = {"cores": os.cpu_count(), "torch": torch.__version__, "pfl": PFL[0], "jobs": jobs}
     asked.out.mkdir(parents=True, exist_ok=True)
+    if (before := asked.out / "peers.json").is_file():  # jobs that were not asked for stay
+        jobs = {**json.loads(before.read_text("utf-8"))["jobs"], **jobs}
+    found = {"cores": os.cpu_count(), "torch": torch.__version__, "pfl": PFL[0], "jobs": jobs}
     (asked.out / "peers.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     (asked.out / "peers.md").write_text(table(found), "utf-8")
     draw(found, asked.out / "peers.png")

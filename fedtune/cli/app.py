@@ -17,9 +17,10 @@ from fedtune import __version__
 from fedtune.cli import deploying
 from fedtune.cli.auditing import audit
 from fedtune.cli.comparing import compare, report
+from fedtune.cli.ending import show, told
 from fedtune.cli.options import Interrupted, Json, SetOption
 from fedtune.cli.printing import print_json
-from fedtune.errors import FedtuneError, RunError, ScenarioError
+from fedtune.errors import FedtuneError, ScenarioError
 from fedtune.scenario import Scenario, load_scenario
 
 app = typer.Typer(
@@ -56,24 +57,12 @@ def run(
 
     observer = ConsoleObserver(quiet=as_json)
     path = resume or out or api.new_path(Path(scenario or "run").stem)
-    go_on = f"finished rounds are kept; go on with: fedtune run --resume {path}"
-    try:
+    with told("fedtune run", path, observer):
         if settled is not None:
             directory = api.run(settled, out=path, observer=observer)
         else:
             directory = api.resume(path, set_ or [], observer)
-    except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; {go_on}") from None
-    except RunError as error:
-        raise RunError(f"{error}; {go_on}") from error
-    except (OSError, RuntimeError) as error:
-        raise RunError(f"{type(error).__name__}: {error}; {go_on}") from error
-    finally:
-        observer.close()
-    if as_json:
-        print_json({"directory": str(directory.path), **directory.summary})
-    else:
-        observer.closing(directory)
+    show(directory, observer, as_json)
 
 
 @app.command()

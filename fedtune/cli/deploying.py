@@ -6,21 +6,15 @@ import logging
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from fedtune.cli.ending import show, told
 from fedtune.cli.options import Interrupted, Json, SetOption
-from fedtune.cli.printing import print_json
-from fedtune.errors import RunError, ScenarioError
+from fedtune.errors import ScenarioError
 from fedtune.scenario import load_scenario
-
-if TYPE_CHECKING:
-    from fedtune.runs.directory import RunDirectory
-    from fedtune.runs.progress import ConsoleObserver
 
 PAUSE = 0.5
 app = typer.Typer(
@@ -59,13 +53,12 @@ def up(
 
     observer = ConsoleObserver(quiet=as_json)
     path = resume or out or api.new_path(f"deploy-{Path(scenario or 'run').stem}")
-    more = f"finished rounds are kept; go on with: fedtune deploy up --resume {path}"
-    with told(more, observer):
+    with told("fedtune deploy up", path, observer):
         if settled is not None:
             directory = federation.up(settled, path, observer)
         else:
             directory = federation.go_on(path, observer, set_ or [])
-    _show(directory, observer, as_json)
+    show(directory, observer, as_json)
 
 
 @app.command()
@@ -99,10 +92,10 @@ def run(
         settled = directory.scenario
     asked = runs.Asked(settled, directory.path, name, known, resume is not None)
     observer = ConsoleObserver(quiet=as_json)
-    more = f"finished rounds are kept; go on with: fedtune deploy run --resume {path}"
-    with tempfile.TemporaryDirectory(prefix="fedtune-deploy-") as folder, told(more, observer):
+    ending = told("fedtune deploy run", path, observer)
+    with tempfile.TemporaryDirectory(prefix="fedtune-deploy-") as folder, ending:
         directory = runs.run_on(asked, superlink, Path(folder), observer)
-    _show(directory, observer, as_json)
+    show(directory, observer, as_json)
 
 
 @app.command()
@@ -190,24 +183,3 @@ def trainer(settings: Annotated[Path, typer.Argument(help="The client's own TOML
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("fedtune").setLevel(logging.INFO)
     serve(load_settings(settings))
-
-
-@contextmanager
-def told(more: str, observer: ConsoleObserver) -> Iterator[None]:
-    """Within it, a failure, Ctrl-C and SIGTERM end in a line that says how to go on."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; {more}") from None
-    except RunError as error:
-        raise RunError(f"{error}; {more}") from error
-    finally:
-        observer.close()
-
-
-def _show(directory: RunDirectory, observer: ConsoleObserver, as_json: bool) -> None:
-    if as_json:
-        print_json({"directory": str(directory.path), **directory.summary})
-    else:
-        observer.closing(directory)

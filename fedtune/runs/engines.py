@@ -12,6 +12,7 @@ from fedtune.adapters.wrap import Adapted, wrap
 from fedtune.adversaries.setup import Adversary
 from fedtune.cohort.absent import AbsentBackend
 from fedtune.cohort.backend import Setting
+from fedtune.cohort.checkpointing import checkpoint_layers
 from fedtune.cohort.engine import Engine, Resolved
 from fedtune.cohort.probe import choose_backend
 from fedtune.errors import ScenarioError
@@ -62,8 +63,11 @@ def make_engine(
 ) -> tuple[Engine, str | None]:
     """The engine, and why it is not the one that was asked for, if so."""
     section = scenario.engine
+    adapted = adapt(scenario, task, device, dtype)
+    if section.gradient_checkpointing:
+        checkpoint_layers(adapted.model)
     setting = Setting(
-        adapt(scenario, task, device, dtype),
+        adapted,
         task.objective,
         adversary.train,
         scenario.local,

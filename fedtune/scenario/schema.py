@@ -214,6 +214,9 @@ class EngineSection(Section):
     ray_address: str | None = Field(
         None, description="of a Ray cluster that is up, for `workers`; by default this machine"
     )
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations again in the backward pass: less memory, slower"
+    )
     deterministic: bool = Field(False, description="bit-for-bit results on CUDA, slower")
 
 
@@ -257,6 +260,11 @@ class Scenario(Section):
             raise _incompatible(
                 f"clients.participation.value: has {len(value)} probabilities for "
                 f"clients.count = {self.clients.count}"
+            )
+        if self.engine.gradient_checkpointing and self.privacy.mechanism == "example":
+            raise _incompatible(
+                "engine.gradient_checkpointing = true: not where gradients of single examples are "
+                "made (privacy.mechanism = 'example')"
             )
         if self.adapter.form == "mask" and self.task.base != CONV:
             raise _incompatible(f"adapter.form = 'mask': is for task.base = {CONV!r}")

@@ -28,6 +28,7 @@ class Job:
         data = torch.load(self.folder / "data.pt")
         self.train, self.test = data["train"], data["test"]
         self.names: list[str] = data["names"]
+        self.initial: dict[str, Tensor] = data["initial"]
         self.ends: list[float] = []
         self.ready = 0.0
 
@@ -48,9 +49,12 @@ class Job:
             Auto = AutoModelForSequenceClassification
         torch.manual_seed(0)
         base = Auto.from_pretrained(self.folder / "model")
-        if self.told["lora"] is None:
-            return base
-        return get_peft_model(base, LoraConfig(**self.told["lora"]))
+        lora = self.told["lora"]
+        model = base if lora is None else get_peft_model(base, LoraConfig(**lora))
+        with torch.no_grad():
+            for name, tensor in self.initial.items():
+                model.get_parameter(name).copy_(tensor)
+        return model
 
     def loss(self, model: nn.Module, batch: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy of a batch, and its logits; padding beyond the longest is cut."""

@@ -98,8 +98,8 @@ def test_local_heads_stay_with_clients_and_outlive_a_run_that_is_lengthened(tmp_
 @pytest.mark.parametrize(
     "kept",
     [
-        {"local.client_momentum": 0.6},
-        {"strategy.name": "rerce", "strategy.rho": 0.1},
+        pytest.param({"local.client_momentum": 0.6}, marks=pytest.mark.long),
+        pytest.param({"strategy.name": "rerce", "strategy.rho": 0.1}, marks=pytest.mark.long),
         {"strategy.name": "rerce", "strategy.rho": 0.1, "strategy.continual": True},
     ],
     ids=["momentum", "rerce", "continual"],

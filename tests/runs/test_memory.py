@@ -1,0 +1,47 @@
+"""Memory over many rounds: flat."""
+
+from __future__ import annotations
+
+import gc
+import os
+
+import psutil
+import pytest
+
+import fedtune
+from tests.runs.kit import small
+
+pytestmark = pytest.mark.long
+ROUNDS, WARM = 200, 50
+GROWTH = 1.02
+
+
+class Watch:
+    """Notes what processes hold after each round."""
+
+    def __init__(self) -> None:
+        self.held: list[int] = []
+
+    def started(self, run) -> None:
+        """Nothing yet."""
+
+    def finished_round(self, line) -> None:
+        gc.collect()
+        mine = psutil.Process(os.getpid())
+        workers = [p for p in mine.children(recursive=True) if "Worker" in "".join(p.cmdline())]
+        self.held.append(sum(p.memory_info().rss for p in [mine, *workers]))
+
+
+@pytest.mark.parametrize("workers", [None, 2])
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
+def test_memory_does_not_grow_over_two_hundred_rounds(tmp_path, strategy, workers):
+    if workers:
+        pytest.importorskip("ray", reason="needs fedtune[ray]")
+    overrides = small(
+        run__rounds=ROUNDS, run__eval_every=20, run__checkpoint_every=20, strategy__name=strategy,
+        local__optimizer="sgd", engine__workers=workers,
+    )  # fmt: skip
+    watch = Watch()
+    fedtune.run("quickstart", overrides, tmp_path / "run", watch, pictures=False)
+    early, late = max(watch.held[WARM - 20 : WARM]), max(watch.held[-20:])
+    assert late <= GROWTH * early, f"{early / 2**20:.1f} MiB, then {late / 2**20:.1f}"
