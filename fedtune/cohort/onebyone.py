@@ -79,8 +79,10 @@ class SequentialBackend:
         parameters = self._parameters(layout)
         optimizer = make_optimizer(setting.local, parameters)
         rates = step_rates(setting.local, len(work.steps), server_round, setting.rounds)
-        flat = layout.flatten(work.state).to(setting.device, setting.master)
-        pulls = pulls_of([work.pull], layout, flat.unsqueeze(0))
+        pulls = None
+        if work.pull is not None:
+            flat = layout.flatten(work.state).to(setting.device, setting.master)
+            pulls = pulls_of([work.pull], layout, flat.unsqueeze(0))
         losses: list[float] = []
         epochs: list[float] = []
         noise = PrivateSteps([work.noise]) if work.noise else None

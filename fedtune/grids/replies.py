@@ -169,9 +169,9 @@ def _array_fault(record: ArrayRecord, expected: Mapping[str, Tensor]) -> str | N
                 return f"{name} has shape {shape}, not {tuple(sent.shape)}"
         if _kind(tensor) != _kind(sent):
             return f"{name} has dtype {tensor.dtype}, not {sent.dtype}".replace("torch.", "")
-        found[name] = (tensor.to(sent) - sent).reshape(-1)
-    if not found or _finite(torch.cat(list(found.values()))):
-        return None
+        found[name] = tensor.to(sent) - sent
+    if not found or _finite(torch.stack([t.sum(dtype=torch.float64) for t in found.values()])):
+        return None  # a finite sum has finite terms
     broken = next((name for name, tensor in found.items() if not _finite(tensor)), min(found))
     return f"{broken} holds NaN or Inf"
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -15,8 +16,20 @@ def difference(tensors: Mapping[str, Tensor], sent: Mapping[str, Tensor]) -> Ten
         tensors: of the reply; those not in `sent` are left out.
         sent: the tensors that the rule is for, in the order of the vector.
     """
-    parts = [(tensors[name].to(tensor) - tensor).reshape(-1) for name, tensor in sent.items()]
-    return torch.cat([part if part.is_floating_point() else part.float() for part in parts])
+    return differences([tensors], sent)[0]
+
+
+def differences(replies: Sequence[Mapping[str, Tensor]], sent: Mapping[str, Tensor]) -> Tensor:
+    """Each reply less what was sent, (n, d), floating; nothing is copied twice."""
+    kinds = [t.dtype if t.is_floating_point() else torch.float32 for t in sent.values()]
+    dtype = reduce(torch.promote_types, kinds)
+    width, like = sum(t.numel() for t in sent.values()), next(iter(sent.values()))
+    rows = torch.empty(len(replies), width, dtype=dtype, device=like.device)
+    for row, tensors in zip(rows, replies, strict=True):
+        places = row.split([tensor.numel() for tensor in sent.values()])
+        for place, (name, tensor) in zip(places, sent.items(), strict=True):
+            torch.sub(tensors[name].to(tensor), tensor, out=place.view(tensor.shape))
+    return rows
 
 
 def applied(update: Tensor, sent: Mapping[str, Tensor]) -> dict[str, Tensor]:

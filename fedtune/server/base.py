@@ -28,7 +28,7 @@ from fedtune.rules import (
     make_rule,
     make_server_optimizer,
 )
-from fedtune.rules.flat import applied, difference
+from fedtune.rules.flat import applied, difference, differences
 from fedtune.rules.weights import policy_weights
 from fedtune.server.downlink import Downlink
 from fedtune.server.frame import Opening
@@ -167,17 +167,15 @@ class AdapterStrategy(Messenger):
         """The tensors that the rule is for, moved by what it makes of the replies."""
         if self.mechanism is not None:
             return self._applied(self._protected(replies))
-        rows = torch.stack([difference(reply, self._averaged) for reply in replies])
+        rows = differences(replies, self._averaged)
         updates = self._updates(rows, weights, self.report.used)
         return self._applied(self._aggregate(self.collect(updates)).update)
 
     def _protected(self, replies: list[dict[str, Tensor]]) -> Tensor:
         """What user-level privacy makes of the replies, if there are any."""
         assert self.mechanism is not None
-        nothing = torch.zeros_like(difference(self._averaged, self._averaged)).unsqueeze(0)
-        rows = [difference(reply, self._averaged).unsqueeze(0) for reply in replies]
         self.report.notes = {"clip": self.mechanism.clip}
-        return self.mechanism(torch.cat([nothing[:0], *rows]), self._round)
+        return self.mechanism(differences(replies, self._averaged), self._round)
 
     def _applied(self, update: Tensor) -> dict[str, Tensor]:
         if self.server_optimizer is not None:
