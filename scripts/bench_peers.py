@@ -4,7 +4,8 @@ Same base, adapter, examples, rows of each client, optimiser, batches and epochs
 very clients that our run sampled, Flower as many of its own choice. Sides run in turn, each in
 processes of its own, and each tells when its first round begins and every round ends. Clients a
 second is the median of rounds 2 and later; the last, which evaluates here, is left out. Memory is
-the largest sum of proportional set sizes of a side's processes. pfl gets an environment of its own
+the largest sum of proportional set sizes of a side's processes, in a run of its own, since looking
+takes time. pfl gets an environment of its own
 under runs/peers, beside this one's torch.
 
     .venv/bin/python scripts/bench_peers.py                  # all jobs, 20 minutes on 2 cores
@@ -174,8 +175,12 @@ def python_of(side: str) -> str:
     return str(python)
 
 
-def run_side(side: str, folder: Path, threads: int) -> dict[str, Any]:
-    """Run one side of a job once."""
+def run_side(side: str, folder: Path, threads: int, weigh: bool) -> dict[str, Any]:
+    """Run one side of a job once.
+
+    Args:
+        weigh: look at its memory, which slows it down.
+    """
     command = [python_of(side), str(HERE / f"with_{side}.py"), str(folder)]
     quiet = {"PEER_THREADS": str(threads), "RAY_DEDUP_LOGS": "0", "HF_HUB_OFFLINE": "1"}
     log = folder / f"{side}.log"
@@ -185,7 +190,7 @@ def run_side(side: str, folder: Path, threads: int) -> dict[str, Any]:
             command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **quiet}
         )
         while process.poll() is None:
-            peak = max(peak, memory_of(process.pid))
+            peak = max(peak, memory_of(process.pid)) if weigh else 0
             if time.time() - started > LIMIT:
                 process.kill()
             time.sleep(0.25)
@@ -195,8 +200,7 @@ def run_side(side: str, folder: Path, threads: int) -> dict[str, Any]:
     found = json.loads(lines[-1])
     between = [b - a for a, b in itertools.pairwise(found["ends"])][:-1]
     return {
-        "start_up": found["ready"] - started,
-        "first_round": found["ends"][0] - found["ready"],
+        "first": found["ends"][0] - started,
         "round": statistics.median(between),
         "peak": peak,
         "accuracy": found["accuracy"],
@@ -221,11 +225,13 @@ def measure(name: str, sides: list[str], repeats: int, threads: int) -> dict[str
         export(JOBS[name], folder)
         sampled = json.loads((folder / "job.json").read_text("utf-8"))["sampled"]
         found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+        peaks = {side: run_side(side, folder, threads, True)["peak"] for side in sides}
         for _ in range(repeats):
             for side in sides:
-                found[side].append(run_side(side, folder, threads))
+                found[side].append(run_side(side, folder, threads, False))
                 sys.stderr.write(f"{name} {side}: {found[side][-1]}\n")
-    return {"says": JOBS[name].says, "clients": len(sampled[0]), "sides": found}
+    says, sampled = JOBS[name].says, len(sampled[0])
+    return {"says": says, "clients": sampled, "sides": found, "peaks": peaks}
 
 
 def rates(job: dict[str, Any], side: str) -> list[float]:
@@ -236,8 +242,8 @@ def rates(job: dict[str, Any], side: str) -> list[float]:
 def table(found: dict[str, Any]) -> str:
     """The Markdown table."""
     rows = [
-        "| job | side | clients/s (least to greatest) | fedtune ÷ it | start-up s | peak MiB | "
-        "accuracy |",
+        "| job | side | clients/s (least to greatest) | fedtune ÷ it | call to end of round 1, s | "
+        "peak MiB | accuracy |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, job in found["jobs"].items():
@@ -245,14 +251,13 @@ def table(found: dict[str, Any]) -> str:
         for side, repeats in job["sides"].items():
             here = sorted(rates(job, side))
             middle = statistics.median(here)
-            start, peak, accuracy = (
-                statistics.median(one[key] for one in repeats)
-                for key in ("start_up", "peak", "accuracy")
+            start, accuracy = (
+                statistics.median(one[key] for one in repeats) for key in ("first", "accuracy")
             )
             ratio = "" if side == "fedtune" else f"{ours / middle:.1f}"
             rows.append(
                 f"| {name} | {side} | {middle:.1f} ({here[0]:.1f}–{here[-1]:.1f}) | {ratio} | "
-                f"{start:.1f} | {peak / 2**20:.0f} | {accuracy:.1%} |"
+                f"{start:.1f} | {job['peaks'][side] / 2**20:.0f} | {accuracy:.1%} |"
             )
     says = [f"- **{name}**: {job['says']}" for name, job in found["jobs"].items()]
     return "\n".join([*says, "", *rows, ""])

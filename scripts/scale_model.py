@@ -6,8 +6,9 @@ arithmetic at c FLOP a second, of which the frozen base takes 4 per parameter of
 token (forward, and backward through activations alone). a, b and 1/c are fitted without negative
 values, relative errors squared. One width is held out and predicted.
 
-The table of large runs is arithmetic on top of sizes that are exact and of two figures that were
-NOT measured here, since no GPU was at hand: the share of a card's peak, and a on a GPU.
+The table of large runs is arithmetic on top of sizes that are exact, of what one process here needs
+to check replies, make the rule's matrix of them and average it (timed now), and of figures that
+were NOT measured, since no GPU was at hand: the share of a card's peak, a on a GPU, the network.
 
     .venv/bin/python scripts/scale_model.py                # prints docs/scale.md's tables
 """
@@ -18,11 +19,16 @@ import argparse
 import json
 import statistics
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.optimize import nnls
+
+from fedtune.rules.flat import differences
+from fedtune.workers.packing import pack, unpack
 
 FIGURES = Path(__file__).parent.parent / "docs" / "benchmarks" / "engines.json"
 STEPS, HELD_OUT = 4, 128
@@ -76,6 +82,19 @@ def fitted(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def server_seconds(numbers: int = 1 << 22, clients: int = 16) -> float:
+    """Seconds a GiB of replies: packed, unpacked, checked, one n × d matrix, its mean."""
+    sent = {"all": torch.zeros(numbers)}
+    replies = [{"all": torch.randn(numbers)} for _ in range(clients)]
+    weights = torch.full((clients,), 1.0 / clients)
+    started = time.perf_counter()
+    came = [unpack(pack(reply), [], torch.device("cpu")) for reply in replies]
+    finite = [bool((one["all"] - sent["all"]).sum(dtype=torch.float64).isfinite()) for one in came]
+    weights @ differences(came, sent)
+    assert all(finite)
+    return (time.perf_counter() - started) / (clients * numbers * 4 / GIB)
+
+
 def on_paper(asked: argparse.Namespace) -> str:
     """Memory, traffic and time of a large run, as Markdown."""
     width, layers, parameters = asked.width, asked.layers, asked.parameters
@@ -94,12 +113,18 @@ def on_paper(asked: argparse.Namespace) -> str:
     wide = [gpus * asked.share * asked.peak * 1e12 for gpus in asked.gpus]
     arithmetic = [asked.sampled * work / c for c in wide]
     fixed = [asked.sampled * steps * asked.step / together / gpus for gpus in asked.gpus]
-    server = asked.sampled * 1e-3
     upload = asked.sampled * 4 * trained
+    rate = server_seconds()
+    messages, network = asked.sampled * 1e-3, upload * 8 / (asked.network * 1e9)
+    server = messages + network + rate * upload / GIB
     told = {
         "arithmetic of a round, s": [f"{s:.0f}" for s in arithmetic],
         "cohort steps' fixed cost, s": [f"{s:.1f}" for s in fixed],
-        "messages (1 ms a client, one process), s": [f"{server:.0f}"] * len(wide),
+        "messages (1 ms a client, one process), s": [f"{messages:.0f}"] * len(wide),
+        f"uploads over {asked.network:.0f} Gbit/s, s": [f"{network:.0f}"] * len(wide),
+        f"uploads through the server ({rate:.1f} s a GiB), s": [
+            f"{rate * upload / GIB:.0f}" for _ in wide
+        ],
         "a round, s": [f"{a + f + server:.0f}" for a, f in zip(arithmetic, fixed, strict=True)],
         "1 000 rounds, days": [
             f"{(a + f + server) / 86.4:.1f}" for a, f in zip(arithmetic, fixed, strict=True)
@@ -137,6 +162,7 @@ def main() -> None:
     parser.add_argument("--peak", type=float, default=790.0, help="TFLOP/s of a card, bfloat16")
     parser.add_argument("--memory", type=int, default=139, help="GiB of a card")
     parser.add_argument("--share", type=float, default=0.4, help="of the peak: not measured")
+    parser.add_argument("--network", type=float, default=100.0, help="Gbit/s: not measured")
     parser.add_argument("--step", type=float, default=0.05, help="a on a GPU, s: not measured")
     asked = parser.parse_args()
     rows = json.loads(FIGURES.read_text("utf-8"))["speed"]

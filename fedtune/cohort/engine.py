@@ -41,14 +41,14 @@ class Resolved:
         device: torch's name of the device.
         threads: CPU threads of torch.
         sizes: (first round, cohort size) pairs, one more for each halving after out-of-memory.
-        workers: number of Ray workers and cores of each; None: this process alone.
+        workers: number of Ray workers, cores and GPUs of each; None: this process alone.
     """
 
     backend: str
     device: str
     threads: int
     sizes: list[tuple[int, int]] = field(default_factory=list)
-    workers: tuple[int, int] | None = None
+    workers: tuple[int, int, int] | None = None
 
     def size(self, server_round: int) -> int:
         """The cohort size in force in a round."""
@@ -116,15 +116,15 @@ class Engine:
         if not works:
             return {}
         while True:
+            size = 1
             try:
-                size = self.settle(works, server_round)
-                dealt = [c for alike in self._alike(works) for c in self.deal(alike, size)]
+                settled = self.settle(works, server_round)
+                dealt = [c for alike in self._alike(works) for c in self.deal(alike, settled)]
+                size = max(map(len, dealt))
                 return self.each(dealt, server_round, job)
             except Exception as error:
                 if not out_of_memory(error):
                     raise
-                settled = self.resolved.size(server_round) if self.resolved.sizes else 1
-                size = min(settled, len(works))
                 if size == 1:
                     raise RunError(
                         "out of memory with one client at a time; lower local.batch_size, raise "
@@ -151,6 +151,10 @@ class Engine:
     def looks(self, state: Tensors, data: Data, batches: Sequence[Rows]) -> Iterable[Sums]:
         """What `evaluate` adds up, batch by batch."""
         return (look(self.backend, state, data, batch) for batch in batches)
+
+    def peaks(self) -> list[int]:
+        """Most bytes that each process beside this one held at once."""
+        return []
 
     def close(self) -> None:
         """Give back what the engine holds beyond this process."""

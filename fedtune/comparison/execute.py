@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -171,7 +172,9 @@ class Execution:
         if key not in self.refusals:
             self.refusals[key] = None
             try:
-                self._check_metric(evaluated(build(scenario, library=self.library)))
+                federation = build(scenario, library=self.library)
+                with closing(federation.engine):
+                    self._check_metric(evaluated(federation))
             except Incompatible as error:
                 self.refusals[key] = str(error)
         return self.refusals[key]

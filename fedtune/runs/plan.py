@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from fedtune.adapters.layout import Tensors
 from fedtune.apps.user_budget import UserBudget
@@ -104,6 +105,8 @@ def plan(scenario: str | Path | Scenario, overrides: Overrides = ()) -> Plan:
 
 
 def _measured(federation: Federation, prepared: float) -> Plan:
+    if (workers := federation.engine.resolved.workers) is not None:
+        torch.set_num_threads(workers[1])  # steps are timed here, as a worker does them
     state = start_state(federation, None)
     taking_part = _participants(federation)
     sent = traffic(federation, state.arrays, taking_part)
@@ -124,6 +127,8 @@ def _measured(federation: Federation, prepared: float) -> Plan:
     mean, rounds = float(np.mean(train)), section.rounds
     looks = -(-rounds // section.eval_every) + 1
     updates = sum(map(len, taking_part))
+    if workers is not None:
+        notes.append("engine.workers: memory is this process's; each worker holds about as much")
     if not sent.exact:
         notes.append(LATER)
     if spent := without_budget(federation):

@@ -8,7 +8,7 @@ import torch
 
 from fedtune.adversaries.setup import Adversary, make_adversary
 from fedtune.cohort.engine import Engine, Resolved
-from fedtune.errors import ScenarioError
+from fedtune.errors import RunError, ScenarioError
 from fedtune.runs.engines import DTYPES, make_engine, prepare_torch
 from fedtune.scenario.schema import EngineSection, Scenario
 from fedtune.tasks.base import Data
@@ -33,7 +33,7 @@ def with_workers(
     if section.kind == "flower" or section.workers is None:
         return engine
     count, cores, cards = _planned(section, engine.resolved)
-    engine.resolved.workers = count, cores
+    engine.resolved.workers = count, cores, cards
     section = section.model_copy(
         update={"device": "cuda" if cards else "cpu", "threads": cores, "workers": None}
     )
@@ -55,7 +55,9 @@ def hold(scenario: Scenario, parts: Parts, backend: str) -> Holding:
     task = load_task(scenario, device, dtype, parts)
     adversary = make_adversary(scenario, task)
     resolved = Resolved(backend, str(device), torch.get_num_threads())
-    engine, _ = make_engine(scenario, task, adversary, device, dtype, resolved)
+    engine, reason = make_engine(scenario, task, adversary, device, dtype, resolved)
+    if engine.backend.name != backend:
+        raise RunError(f"this worker trains one client at a time, because {reason}")
     return Holding(engine.backend, named_data(task, adversary))
 
 
@@ -68,21 +70,36 @@ def named_data(task: Task, adversary: Adversary) -> dict[str, Data]:
 def _planned(section: EngineSection, resolved: Resolved) -> tuple[int, int, int]:
     """Number of workers; cores and GPUs of each."""
     machines = this_machine() if section.ray_address is None else connect(section.ray_address)
+    if resolved.workers is not None:
+        return _fitting(machines, section, *resolved.workers)
     cards = sum(machine.cards for machine in machines) if section.device != "cpu" else 0
     if section.device.startswith("cuda:"):
         raise ScenarioError(
             f"engine.device = {section.device!r}: each of engine.workers gets a GPU of its own; "
             "allowed: auto, cuda, cpu"
         )
+    if section.device == "cuda" and not cards:
+        raise ScenarioError("engine.device = 'cuda': Ray has no GPU for engine.workers")
     cores = section.threads if isinstance(section.threads, int) else None
-    if resolved.workers is not None:
-        count, cores = resolved.workers
-    elif isinstance(section.workers, int):
+    if isinstance(section.workers, int):
         count = section.workers
     else:
         count = cards or max(1, sum(machine.cores // (cores or CORES) for machine in machines))
     each = 1 if cards else 0
-    return count, cores or _cores(machines, count, each), each
+    return _fitting(machines, section, count, cores or _cores(machines, count, each), each)
+
+
+def _fitting(
+    machines: list[Machine], section: EngineSection, count: int, cores: int, cards: int
+) -> tuple[int, int, int]:
+    """The workers, if there is room; cores of this machine may be shared."""
+    shared = section.ray_address is None and not cards
+    if not shared and (most := room(machines, cores, cards)) < count:
+        raise ScenarioError(
+            f"engine.workers = {section.workers!r}: {count} of {cores} cores and {cards} GPUs "
+            f"each; there is room for {most}"
+        )
+    return count, cores, cards
 
 
 def _cores(machines: list[Machine], count: int, cards: int) -> int:

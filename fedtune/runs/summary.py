@@ -62,6 +62,7 @@ def summarise(
         "client_updates": updates,
         "client_updates_per_second": updates / training if training else 0.0,
         "peak_memory_bytes": peak_memory(federation.engine.setting.device),
+        "peak_memory_bytes_workers": federation.engine.peaks(),
         "failures": sum(line["failures"] for line in lines),
         "rejected": sum(line["rejected"] for line in lines),
         "empty_clients": len(federation.task.clients) - len(federation.task.clients.eligible),

@@ -31,6 +31,7 @@ from fedtune.scenario.task import CONV, TaskSection
 from fedtune.tasks.conv import ConvForImageClassification
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken")
 MODELS = {
     "image-classification": (AutoModelForImageClassification, "pixel_values"),
     "text-classification": (AutoModelForSequenceClassification, "input_ids"),
@@ -84,14 +85,20 @@ def base_folder(base: str) -> Path:
         raise ScenarioError(f"base = {base!r}: {first_line(error)}") from None
 
 
-def pretrained(loader: Any, path: str, **given: Any) -> Any:
+def pretrained(loader: Any, path: str, files: tuple[str, ...] = (), **given: Any) -> Any:
     """`loader.from_pretrained(path)`; the hub is asked only for what is not on this machine.
+
+    Args:
+        files: patterns of which a folder must hold one to be loaded from; for loaders that make do
+            without (a tokenizer from a configuration alone knows no words).
 
     Raises:
         OSError: if it cannot be had.
     """
     with suppress(ScenarioError, OSError):
-        return loader.from_pretrained(str(base_folder(path)), **given)
+        folder = base_folder(path)
+        if not files or any(found for pattern in files for found in folder.glob(pattern)):
+            return loader.from_pretrained(str(folder), **given)
     return loader.from_pretrained(path, **given)
 
 
@@ -182,7 +189,9 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """
     try:
         with quiet():
-            tokenizer: PreTrainedTokenizerBase = pretrained(AutoTokenizer, base_path(source))
+            tokenizer: PreTrainedTokenizerBase = pretrained(
+                AutoTokenizer, base_path(source), VOCABULARIES
+            )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ScenarioError(f"task.base = {source!r}: no tokenizer: {first_line(error)}") from None
     if tokenizer.pad_token_id is None:

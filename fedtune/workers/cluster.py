@@ -69,7 +69,7 @@ def connect(address: str | None, cores: int = 0) -> list[Machine]:
 def _check_there(address: str) -> None:
     """Raise `OSError` if nobody answers, for which Ray itself would wait for minutes."""
     host, _, port = address.rpartition(":")
-    if host and port.isdigit():
+    if host and port.isdigit() and "://" not in address:
         socket.create_connection((host, int(port)), timeout=SECONDS).close()
 
 

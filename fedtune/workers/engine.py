@@ -18,6 +18,7 @@ from fedtune.workers.packing import Flat, pack, shared_by, unpack
 from fedtune.workers.pool import Pool
 from fedtune.workers.worker import Common
 
+PIECES = 2  # cohorts for each worker
 CHUNKS = 4  # of an evaluation, for each worker
 
 
@@ -47,8 +48,8 @@ class SpreadEngine(Engine):
         return self.pool.count
 
     def deal(self, works: Sequence[ClientWork], size: int) -> list[list[ClientWork]]:
-        """A cohort for each worker at least."""
-        return cohorts(works, min(size, -(-len(works) // self.pool.count)))
+        """Some cohorts for each worker at least, so that dear and cheap ones even out."""
+        return cohorts(works, min(size, -(-len(works) // (PIECES * self.pool.count))))
 
     def each(
         self, dealt: Sequence[list[ClientWork]], server_round: int, job: Job[Result]
@@ -61,7 +62,7 @@ class SpreadEngine(Engine):
             for cohort in dealt
         ]
         done: dict[int, Result | ClientFailure] = {}
-        for parcel in self.pool.spread("attempt", pieces):
+        for _, parcel in self.pool.spread("attempt", pieces):
             if parcel is None:
                 raise torch.OutOfMemoryError("in a worker")
             done.update(unpack(parcel, [], self.setting.device))
@@ -72,16 +73,21 @@ class SpreadEngine(Engine):
         return int(min(self.pool.everywhere("fitting", self._put([]), pack(widest))))
 
     def looks(self, state: Tensors, data: Data, batches: Sequence[Rows]) -> Iterable[Sums]:
-        """What `evaluate` adds up, batch by batch; here where workers do not hold the data."""
+        """What `evaluate` adds up, batch by batch; here where it is little, or workers lack it."""
         name = next((name for name, held in self.named.items() if held is data), None)
-        if name is None:
+        if name is None or len(batches) < self.pool.count:
             return super().looks(state, data, batches)
         share = -(-len(batches) // (CHUNKS * self.pool.count))
         chunks = [batches[i : i + share] for i in range(0, len(batches), max(share, 1))]
         shared = list(state.values())
         common, parcel = self._put(shared), pack(state, shared)
         pieces = [(sum(map(len, c)), (name, c, common, parcel)) for c in chunks]
-        return [found for some in self.pool.spread("looks", pieces) for found in some]
+        done = dict(self.pool.spread("looks", pieces))
+        return [found for index in range(len(chunks)) for found in done[index]]
+
+    def peaks(self) -> list[int]:
+        """Most bytes that each worker held at once."""
+        return self.pool.peaks()
 
     def close(self) -> None:
         """End the workers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fedtune.errors import RunError, ScenarioError, first_line
@@ -12,6 +12,7 @@ from fedtune.workers.cluster import connect, disconnect, is_connected, room
 from fedtune.workers.worker import Holding, Worker
 
 LIVES = 3  # of a piece of work: workers that may die over it
+START = 900.0  # seconds until a worker must be up
 
 
 class Pool:
@@ -39,6 +40,8 @@ class Pool:
         self.address = address
         self.deaths = 0
         self._actors: list[Any] = []
+        self._coming: dict[Any, int] = {}
+        self._stillborn = 0
 
     def put(self, thing: Any) -> Any:
         """Send something to all workers of a machine at once; gives what stands for it."""
@@ -48,21 +51,31 @@ class Pool:
         return ray.put(thing)
 
     def everywhere(self, method: str, *arguments: Any) -> list[Any]:
-        """Call a method of every worker."""
+        """Call a method of every worker.
+
+        Raises:
+            RunError: if one fails.
+        """
         import ray
 
         self._start()
-        return list(ray.get([getattr(actor, method).remote(*arguments) for actor in self._actors]))
+        told = [getattr(actor, method).remote(*arguments) for actor in self._actors]
+        try:
+            return list(ray.get(told, timeout=START))
+        except ray.exceptions.RayError as error:
+            raise RunError(f"a worker failed: {_cause(error)}") from error
 
-    def spread(self, method: str, pieces: Sequence[tuple[float, tuple[Any, ...]]]) -> list[Any]:
+    def spread(
+        self, method: str, pieces: Sequence[tuple[float, tuple[Any, ...]]]
+    ) -> Iterator[tuple[int, Any]]:
         """Call a method once for each piece of work, by whichever worker is free.
 
         Args:
             pieces: the cost of each, and its arguments; the dearest are begun first.
 
-        Returns:
-            What each piece gave, in their order. A worker that dies is replaced, and its piece done
-            again.
+        Yields:
+            The number of a piece and what it gave, as they end. A worker that dies is replaced, and
+            its piece done again.
 
         Raises:
             RunError: if a piece fails, or workers keep dying over it.
@@ -71,48 +84,96 @@ class Pool:
 
         self._start()
         waiting = deque(sorted(range(len(pieces)), key=lambda i: (-pieces[i][0], i)))
-        free = deque(range(self.count))
+        free = deque(i for i in range(self.count) if i not in self._coming.values())
         busy: dict[Any, tuple[int, int]] = {}
-        done: list[Any] = [None] * len(pieces)
         lost: Counter[int] = Counter()
-        while waiting or busy:
-            while waiting and free:
-                piece, index = waiting.popleft(), free.popleft()
-                told = getattr(self._actors[index], method).remote(*pieces[piece][1])
-                busy[told] = index, piece
-            ready, _ = ray.wait(list(busy), num_returns=1)
-            index, piece = busy.pop(ready[0])
-            try:
-                done[piece] = ray.get(ready[0])
-            except ray.exceptions.RayActorError as error:
-                lost[piece] += 1
-                if lost[piece] == LIVES:
-                    raise RunError(
-                        f"{LIVES} workers died, one after another, over the same clients: "
-                        f"{first_line(error)}"
-                    ) from error
-                self.deaths += 1
-                self._actors[index] = self._actor()
-                waiting.appendleft(piece)
-            except ray.exceptions.RayTaskError as error:
-                raise RunError(f"a worker failed: {_cause(error)}") from error
-            free.append(index)
-        return done
+        try:
+            while waiting or busy:
+                while waiting and free:
+                    piece, index = waiting.popleft(), free.popleft()
+                    told = getattr(self._actors[index], method).remote(*pieces[piece][1])
+                    busy[told] = index, piece
+                one = self._ended(busy)
+                if one in self._coming:
+                    free.extend(self._arrived(one))
+                    continue
+                index, piece = busy.pop(one)
+                try:
+                    found = ray.get(one)
+                except ray.exceptions.RayTaskError as error:
+                    raise RunError(f"a worker failed: {_cause(error)}") from error
+                except ray.exceptions.RayError as error:  # the worker, its machine or its memory
+                    lost[piece] += 1
+                    if lost[piece] == LIVES:
+                        raise RunError(
+                            f"{LIVES} workers died, one after another, over the same clients: "
+                            f"{first_line(error)}"
+                        ) from error
+                    self._replace(index)
+                    waiting.appendleft(piece)
+                    continue
+                free.append(index)
+                yield piece, found
+        except GeneratorExit:  # whoever asked has seen enough: what was begun ends first
+            ray.wait(list(busy), num_returns=len(busy)) if busy else None
+            raise
 
-    def processes(self) -> list[int]:
-        """Process ids of the workers."""
-        return self.everywhere("process")
+    def _ended(self, busy: Mapping[Any, Any]) -> Any:
+        """What ended first: a piece of work, or the start of a worker."""
+        import ray
+
+        wait = [*busy, *self._coming]
+        ready, _ = ray.wait(wait, num_returns=1, timeout=None if busy else START)
+        if not ready:
+            raise RunError(f"no worker came up within {START:.0f} s: {self._needs()}")
+        return ready[0]
+
+    def _replace(self, index: int) -> None:
+        """Start a worker in place of one that died; it takes work once it is up."""
+        import ray
+
+        self.deaths += 1
+        ray.kill(self._actors[index])
+        self._actors[index] = self._actor()
+        self._coming[self._actors[index].hello.remote()] = index
+
+    def _arrived(self, one: Any) -> list[int]:
+        """The worker that is up now; none if it died on the way, and another one starts."""
+        import ray
+
+        index = self._coming.pop(one)
+        try:
+            ray.get(one)
+        except ray.exceptions.RayError as error:
+            self._stillborn += 1
+            if self._stillborn == LIVES:
+                raise RunError(f"workers do not start any more: {_cause(error)}") from error
+            self._replace(index)
+            return []
+        self._stillborn = 0
+        return [index]
+
+    def _needs(self) -> str:
+        return f"each needs {self.cores} cores and {self.cards} GPUs"
+
+    def peaks(self) -> list[int]:
+        """Most bytes that each worker held at once, if they still live."""
+        try:
+            return self.everywhere("peak") if self._actors else []
+        except RunError:
+            return []
 
     def close(self) -> None:
         """End the workers and leave Ray."""
-        if not self._actors:
-            return
-        import ray
+        if self._actors:
+            import ray
 
-        for actor in self._actors:
-            ray.kill(actor)
-        self._actors = []
-        self._leave()
+            for actor in self._actors:
+                ray.kill(actor)
+            self._actors, self._coming = [], {}
+            self._leave()
+        elif self.address is not None and is_connected():
+            disconnect()
 
     def _leave(self) -> None:
         """Leave Ray, unless it was there before."""
@@ -136,9 +197,9 @@ class Pool:
         self._actors = [self._actor() for _ in range(self.count)]
         try:
             found = self.everywhere("hello")
-        except ray.exceptions.RayError as error:
+        except RunError:
             self.close()
-            raise RunError(f"a worker did not start: {_cause(error)}") from error
+            raise
         mine = versions()
         for theirs in found:
             if other := {name: v for name, v in theirs.items() if mine.get(name) != v}:

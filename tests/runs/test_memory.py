@@ -17,10 +17,10 @@ GROWTH = 1.02
 
 
 class Watch:
-    """Notes what processes hold after each round."""
+    """Notes what this process and its workers hold after each round."""
 
-    def __init__(self) -> None:
-        self.held: list[int] = []
+    def __init__(self, workers: int) -> None:
+        self.workers, self.held = workers, []
 
     def started(self, run) -> None:
         """Nothing yet."""
@@ -28,7 +28,9 @@ class Watch:
     def finished_round(self, line) -> None:
         gc.collect()
         mine = psutil.Process(os.getpid())
-        workers = [p for p in mine.children(recursive=True) if "Worker" in "".join(p.cmdline())]
+        children = mine.children(recursive=True)
+        workers = [p for p in children if "ray::Worker" in "".join(p.cmdline())]
+        assert len(workers) == self.workers
         self.held.append(sum(p.memory_info().rss for p in [mine, *workers]))
 
 
@@ -41,7 +43,7 @@ def test_memory_does_not_grow_over_two_hundred_rounds(tmp_path, strategy, worker
         run__rounds=ROUNDS, run__eval_every=20, run__checkpoint_every=20, strategy__name=strategy,
         local__optimizer="sgd", engine__workers=workers,
     )  # fmt: skip
-    watch = Watch()
+    watch = Watch(workers or 0)
     fedtune.run("quickstart", overrides, tmp_path / "run", watch, pictures=False)
     early, late = max(watch.held[WARM - 20 : WARM]), max(watch.held[-20:])
     assert late <= GROWTH * early, f"{early / 2**20:.1f} MiB, then {late / 2**20:.1f}"

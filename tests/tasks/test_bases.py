@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fedtune.tasks import bases
-from fedtune.tasks.bases import CONFIG, pretrained
+from fedtune.tasks.bases import CONFIG, VOCABULARIES, pretrained
 
 
 class Loader:
@@ -44,3 +44,14 @@ def test_the_hub_is_asked_for_the_rest(snapshot: Path) -> None:
     assert loader.asked == [str(snapshot), "a/b"]
     with pytest.raises(OSError, match="not to be had"):
         pretrained(loader, "c/d")
+
+
+def test_a_tokenizer_is_not_made_of_a_configuration_alone(snapshot: Path) -> None:
+    """Transformers would, without a word in it."""
+    (snapshot / CONFIG).write_text("{}")
+    loader = Loader()
+    pretrained(loader, "a/b", VOCABULARIES)
+    assert loader.asked == ["a/b"]
+    (snapshot / "vocab.txt").touch()
+    pretrained(loader, "a/b", VOCABULARIES)
+    assert loader.asked == ["a/b", str(snapshot)]
