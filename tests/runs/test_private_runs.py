@@ -192,13 +192,13 @@ def test_engines_agree(tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)
 
 
-def test_an_error_quotes_no_data():
+def test_an_error_quotes_no_data(monkeypatch):
     federation = built(**SECRET)
 
     def broken(rows):
         raise ValueError("label 'Jane Doe' of row 7")
 
-    federation.engine.setting.data.gather = broken
+    monkeypatch.setattr(federation.engine.setting.data, "gather", broken)
     with federation.serving.serving(), pytest.raises(ClientFailure) as caught:
         one_round(federation, start_state(federation, None), 1)
     assert "Jane" not in str(caught.value)

@@ -16,6 +16,7 @@ from fedtune import files
 from fedtune.errors import ScenarioError
 from fedtune.runs import checkpoints, directory
 from fedtune.runs.directory import RunDirectory
+from tests.conftest import drawing
 from tests.runs.kit import adapter_bytes, lines, small
 
 ROUNDS = 3
@@ -182,12 +183,13 @@ def test_metrics_that_miss_rounds_are_said_in_a_line(blank, tmp_path, damage):
 @pytest.mark.parametrize("name", ["partition.npz", "partition.png", "engine.json"])
 def test_files_that_can_be_made_again_are(blank, whole, tmp_path, name):
     out = tmp_path / "run"
-    fedtune.run(blank, options() | {"run.rounds": 1}, out)
-    if name == "partition.png":
-        (out / name).unlink()
-    else:
-        (out / name).write_bytes((out / name).read_bytes()[:10])
-    assert same(fedtune.resume(out, {"run.rounds": ROUNDS}), whole)
+    with drawing():
+        fedtune.run(blank, options() | {"run.rounds": 1}, out)
+        if name == "partition.png":
+            (out / name).unlink()
+        else:
+            (out / name).write_bytes((out / name).read_bytes()[:10])
+        assert same(fedtune.resume(out, {"run.rounds": ROUNDS}), whole)
     assert (out / name).stat().st_size > 10
 
 

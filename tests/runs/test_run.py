@@ -16,6 +16,7 @@ from fedtune.errors import ClientFailure, ScenarioError
 from fedtune.runs import api
 from fedtune.runs.build import build
 from fedtune.runs.export import export
+from tests.conftest import drawing
 from tests.runs.kit import adapter_bytes, lines, small
 
 BLANK = "[run]\n"
@@ -32,7 +33,8 @@ def blank(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(blank, tmp_path_factory):
-    return fedtune.run(blank, small(), tmp_path_factory.mktemp("runs") / "lora")
+    with drawing():
+        return fedtune.run(blank, small(), tmp_path_factory.mktemp("runs") / "lora")
 
 
 def test_the_directory_holds_what_the_contract_says(finished):
