@@ -40,6 +40,7 @@ from fedtune.cohort.plan import ClientWork, full_work, plan_work
 from fedtune.errors import ClientFailure, Declined, RunError
 from fedtune.grids.arrays import to_record, to_tensors
 from fedtune.grids.replies import DECLINED
+from fedtune.rules.flat import are_finite
 from fedtune.tasks.base import Rows
 from fedtune.tasks.clients import ClientRows, hold_out
 
@@ -212,7 +213,7 @@ class CohortClients:
             sent = with_momentum(view, sent, beta)
         heads = {s.name: done.result.tensors[s.name] for s in view.layout.kept}
         kept = {name: tensor.clone() for name, tensor in {**view.kept, **heads}.items()}
-        if kept and all(bool(tensor.isfinite().all()) for tensor in kept.values()):
+        if kept and are_finite(kept.values()):
             self.store.put(view.client, kept)
         result = done.result
         metrics = MetricRecord({"num-examples": result.examples, "loss": result.loss})

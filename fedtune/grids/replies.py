@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedtune.grids.arrays import records, to_tensor, to_tensors
 from fedtune.grids.directory import Directory
+from fedtune.rules.flat import are_finite
 
 MOST_EXAMPLES = 1e12
 DECLINED = 1001  # code of a client that takes no part of its own will
@@ -170,10 +171,10 @@ def _array_fault(record: ArrayRecord, expected: Mapping[str, Tensor]) -> str | N
         if _kind(tensor) != _kind(sent):
             return f"{name} has dtype {tensor.dtype}, not {sent.dtype}".replace("torch.", "")
         found[name] = tensor.to(sent) - sent
-    if not found or _finite(torch.stack([t.sum(dtype=torch.float64) for t in found.values()])):
-        return None  # a finite sum has finite terms
-    broken = next((name for name, tensor in found.items() if not _finite(tensor)), min(found))
-    return f"{broken} holds NaN or Inf"
+    if are_finite(found.values()):
+        return None
+    broken = next(name for name, tensor in found.items() if not are_finite([tensor]))
+    return f"{broken} holds NaN or Inf as float32"
 
 
 def _kind(tensor: Tensor) -> str:
@@ -181,7 +182,3 @@ def _kind(tensor: Tensor) -> str:
     if tensor.is_complex() or tensor.dtype == torch.bool:
         return str(tensor.dtype)
     return "float" if tensor.is_floating_point() else "integer"
-
-
-def _finite(tensor: Tensor) -> bool:
-    return bool(tensor.sum(dtype=torch.float64).isfinite())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 
 import torch
@@ -30,6 +30,15 @@ def differences(replies: Sequence[Mapping[str, Tensor]], sent: Mapping[str, Tens
         for place, (name, tensor) in zip(places, sent.items(), strict=True):
             torch.sub(tensors[name].to(tensor), tensor, out=place.view(tensor.shape))
     return rows
+
+
+def are_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether float32 holds all numbers of some tensors, so that their squares fit into float64.
+
+    Their extremes tell, in one pass without a copy.
+    """
+    ends = [end for tensor in tensors if tensor.numel() for end in torch.aminmax(tensor)]
+    return not ends or bool(torch.stack(ends).float().isfinite().all())
 
 
 def applied(update: Tensor, sent: Mapping[str, Tensor]) -> dict[str, Tensor]:

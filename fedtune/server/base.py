@@ -28,7 +28,7 @@ from fedtune.rules import (
     make_rule,
     make_server_optimizer,
 )
-from fedtune.rules.flat import applied, difference, differences
+from fedtune.rules.flat import applied, are_finite, difference, differences
 from fedtune.rules.weights import policy_weights
 from fedtune.server.downlink import Downlink
 from fedtune.server.frame import Opening
@@ -153,7 +153,7 @@ class AdapterStrategy(Messenger):
     def _renewed(self, changed: dict[str, Tensor]) -> ArrayRecord | None:
         """The new global model, or None (the old one stays) if an entry left its range."""
         model = {name: changed.get(name, tensor) for name, tensor in self._model.items()}
-        if all(bool(t.isfinite().all()) for t in model.values() if t.is_floating_point()):
+        if are_finite(model.values()):
             return to_record(self.reparametrised(model))
         self.report.notes["overflow"] = 1.0
         LOGGER.warning("%s: the aggregate is not finite; the model stays as it was", self.name)

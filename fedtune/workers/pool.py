@@ -51,7 +51,7 @@ class Pool:
         return ray.put(thing)
 
     def everywhere(self, method: str, *arguments: Any) -> list[Any]:
-        """Call a method of every worker.
+        """Call a method of every worker that is up.
 
         Raises:
             RunError: if one fails.
@@ -59,7 +59,9 @@ class Pool:
         import ray
 
         self._start()
-        told = [getattr(actor, method).remote(*arguments) for actor in self._actors]
+        coming = self._coming.values()
+        up = [actor for index, actor in enumerate(self._actors) if index not in coming]
+        told = [getattr(actor, method).remote(*arguments) for actor in up]
         try:
             return list(ray.get(told, timeout=START))
         except ray.exceptions.RayError as error:

@@ -74,7 +74,7 @@ BROKEN = {
     "unknown type": (Array("bogus", (2,), "numpy.ndarray", b"xx"), "cannot be read"),
     "another shape inside": (None, r"a has shape \(3,\), not \(2,\)"),
     "complex": (Array.from_numpy_ndarray(np.zeros(2, dtype=np.complex128)), "complex"),
-    "overflow together": (Array.from_numpy_ndarray(np.full(2, 8e307)), "NaN or Inf"),
+    "squares that overflow": (Array.from_numpy_ndarray(np.full(2, 1e200)), "a holds NaN or Inf"),
 }
 
 
@@ -84,8 +84,7 @@ def test_no_bytes_of_a_client_break_the_server(name):
     if array is None:
         array = Array.from_numpy_ndarray(np.zeros(3))
         array.shape = (2,)
-    other = np.full(2, 8e307) if name == "overflow together" else np.zeros(2)
-    arrays = ArrayRecord({"a": array, "b": Array.from_numpy_ndarray(other)})
+    arrays = ArrayRecord({"a": array, "b": Array.from_numpy_ndarray(np.zeros(2))})
     content = RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})})
     fault = reply_fault(content, EXPECTED, "num-examples")
     assert fault is not None

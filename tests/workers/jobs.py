@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from fedtune.cohort.jobs import trained
 
 MARK = "FEDTUNE_TEST_MARK"
+SPARE = "FEDTUNE_TEST_SPARE"  # set on machines that may be lost
 
 
 def first() -> bool:
@@ -25,6 +27,15 @@ def dies_once(backend, cohort, server_round):
     """Train, and die before it is told, the first time."""
     done = trained(backend, cohort, server_round)
     if first():
+        os._exit(9)
+    return done
+
+
+def takes_its_machine_along(backend, cohort, server_round):
+    """Train, and end the machine's Ray before it is told, the first time and on a spare one."""
+    done = trained(backend, cohort, server_round)
+    if SPARE in os.environ and first():
+        os.kill(os.getppid(), signal.SIGKILL)  # the raylet
         os._exit(9)
     return done
 

@@ -16,12 +16,11 @@ from fedtune.runs.settling import settle_paths
 from fedtune.scenario import load_scenario
 from fedtune.workers.engine import SpreadEngine
 from fedtune.workers.packing import pack, shared_by
-from tests.cohort.kit import distance
 from tests.runs.kit import small
 from tests.workers import jobs
+from tests.workers.kit import FLOAT64, far
 
 ray = pytest.importorskip("ray", reason="needs fedtune[ray]")
-FLOAT64 = 1e-8
 WORKERS = 2
 
 
@@ -56,16 +55,6 @@ def unmarked(cluster):
 def works(federation):
     clients = list(federation.task.clients.eligible)
     return federation.clients.works(clients, 1, start_state(federation, None).arrays)
-
-
-def far(found, alone) -> float:
-    """The largest distance between clients' changes."""
-    assert sorted(found) == sorted(alone)
-    return max(
-        distance(found[c].tensors[name], alone[c].tensors[name])
-        for c in alone
-        for name in alone[c].tensors
-    )
 
 
 @pytest.fixture

@@ -1,0 +1,43 @@
+"""Named tensors as vectors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from fedtune.rules.flat import are_finite
+
+EXTREME = float(np.finfo(np.float32).max)
+
+
+@given(
+    st.lists(
+        arrays.arrays(
+            np.float32,
+            arrays.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=5),
+            elements=st.floats(width=32) | st.sampled_from([EXTREME, -EXTREME]),
+        ),
+        max_size=4,
+    )
+)
+def test_finite_is_what_numpy_calls_finite(found):
+    expected = all(bool(np.isfinite(one).all()) for one in found)
+    assert are_finite([torch.from_numpy(np.asarray(one)) for one in found]) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int64, torch.bool])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
+def test_tensors_of_several_dtypes_are_looked_at_together(dtype, broken):
+    whole = torch.ones(300, dtype=dtype)
+    assert are_finite([whole, torch.ones(3)])
+    assert not are_finite([whole, torch.tensor([1.0, broken])])
+
+
+def test_what_float32_cannot_hold_is_not_finite():
+    """Two such clients end `dnc` and `flag` in an error of the eigenvalues in float64."""
+    assert are_finite([torch.tensor([3e38, -3e38], dtype=torch.float64)])
+    assert not are_finite([torch.tensor([1e200], dtype=torch.float64)])
