@@ -9,6 +9,15 @@ import torch
 from torch import Tensor
 
 
+def flat(tensors: Mapping[str, Tensor]) -> Tensor:
+    """Tensors one after another, (d,), floating."""
+    if not tensors:
+        return torch.empty(0)
+    kinds = [t.dtype if t.is_floating_point() else torch.float32 for t in tensors.values()]
+    dtype = reduce(torch.promote_types, kinds)
+    return torch.cat([tensor.reshape(-1).to(dtype) for tensor in tensors.values()])
+
+
 def difference(tensors: Mapping[str, Tensor], sent: Mapping[str, Tensor]) -> Tensor:
     """A reply less what was sent, (d,), floating.
 
@@ -21,15 +30,11 @@ def difference(tensors: Mapping[str, Tensor], sent: Mapping[str, Tensor]) -> Ten
 
 def differences(replies: Sequence[Mapping[str, Tensor]], sent: Mapping[str, Tensor]) -> Tensor:
     """Each reply less what was sent, (n, d), floating; nothing is copied twice."""
-    kinds = [t.dtype if t.is_floating_point() else torch.float32 for t in sent.values()]
-    dtype = reduce(torch.promote_types, kinds)
-    width, like = sum(t.numel() for t in sent.values()), next(iter(sent.values()))
-    rows = torch.empty(len(replies), width, dtype=dtype, device=like.device)
+    first = flat(sent)
+    rows = first.new_empty(len(replies), len(first))
     for row, tensors in zip(rows, replies, strict=True):
-        places = row.split([tensor.numel() for tensor in sent.values()])
-        for place, (name, tensor) in zip(places, sent.items(), strict=True):
-            torch.sub(tensors[name].to(tensor), tensor, out=place.view(tensor.shape))
-    return rows
+        torch.cat([tensors[name].to(first).reshape(-1) for name in sent], out=row)
+    return rows.sub_(first)
 
 
 def are_finite(tensors: Iterable[Tensor]) -> bool:

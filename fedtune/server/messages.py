@@ -13,7 +13,7 @@ from torch import Tensor
 from fedtune.adapters.layout import BASE
 from fedtune.grids.arrays import records, to_tensors
 from fedtune.grids.directory import Directory, directory_of
-from fedtune.grids.replies import metrics_fault
+from fedtune.grids.form import metrics_fault
 from fedtune.participation import Participation
 from fedtune.randomness import key_of
 from fedtune.server.downlink import Downlink

@@ -28,6 +28,7 @@ from fedtune.adapters.scratch import SCRATCH
 from fedtune.adapters.wrap import PretrainedBase
 from fedtune.errors import ScenarioError, first_line
 from fedtune.scenario.task import CONV, TaskSection
+from fedtune.tasks.attention import attend_quickly
 from fedtune.tasks.conv import ConvForImageClassification
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -128,6 +129,7 @@ def load_base(task: TaskSection, classes: list[str]) -> PretrainedBase:
             )
     except (OSError, ValueError, SafetensorError) as error:
         raise ScenarioError(f"task.base = {task.base!r}: {first_line(error)}") from None
+    attend_quickly(model)
     fresh = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
     if model.main_input_name != takes:
         raise _unfit(task, model, f"takes {model.main_input_name}, not {takes}")

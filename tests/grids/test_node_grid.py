@@ -12,8 +12,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from fedtune.errors import RunError
 from fedtune.grids.cohort_grid import CohortGrid
 from fedtune.grids.directory import directory_of
+from fedtune.grids.form import ReplyForm
 from fedtune.grids.node_grid import NodeGrid
-from fedtune.grids.replies import reason_of, reply_fault
+from fedtune.grids.replies import reason_of
 from fedtune.grids.sizes import message_size
 
 
@@ -86,7 +87,7 @@ def test_no_bytes_of_a_client_break_the_server(name):
         array.shape = (2,)
     arrays = ArrayRecord({"a": array, "b": Array.from_numpy_ndarray(np.zeros(2))})
     content = RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})})
-    fault = reply_fault(content, EXPECTED, "num-examples")
+    fault = ReplyForm(EXPECTED, "num-examples").fault(content)
     assert fault is not None
     assert re.search(said, fault), fault
     grid = CohortGrid(Answering([{}]), [0])

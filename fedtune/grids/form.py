@@ -1,0 +1,82 @@
+"""The form of a usable reply: which tensors and metrics it holds, all of them finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
+from torch import Tensor
+
+from fedtune.grids.arrays import records, to_tensor
+from fedtune.rules.flat import are_finite, flat
+
+MOST_EXAMPLES = 1e12
+
+
+class ReplyForm:
+    """What every reply of a training round must be like.
+
+    Args:
+        expected: the tensors that it must hold, exactly, as they were sent.
+        weight_key: the metric that holds its number of examples.
+    """
+
+    def __init__(self, expected: Mapping[str, Tensor], weight_key: str) -> None:
+        self.expected, self.weight_key = expected, weight_key
+        self._kinds = {name: _kind(tensor) for name, tensor in expected.items()}
+        self._sent = flat(expected)
+
+    def fault(self, content: RecordDict) -> str | None:
+        """Why a reply cannot be used, or None: one ArrayRecord and one MetricRecord are wanted."""
+        arrays, metrics = records(content, ArrayRecord), records(content, MetricRecord)
+        if len(arrays) != 1 or len(metrics) != 1:
+            return "must hold exactly one ArrayRecord and one MetricRecord"
+        if fault := metrics_fault(metrics[0], self.weight_key):
+            return fault
+        if metrics[0][self.weight_key] == 0:
+            return f"{self.weight_key} = 0: must be a number above 0"
+        return self._array_fault(arrays[0])
+
+    def _array_fault(self, record: ArrayRecord) -> str | None:
+        if missing := self.expected.keys() - record.keys():
+            return f"misses {min(missing)}"
+        if surplus := record.keys() - self.expected.keys():
+            return f"holds {min(surplus)}, which was not asked for"
+        found: dict[str, Tensor] = {}
+        for name, sent in self.expected.items():
+            array = record[name]
+            try:
+                tensor = to_tensor(array)
+            except Exception as error:  # whatever bytes a client may send
+                return f"{name} cannot be read ({type(error).__name__}: {error})"
+            for shape in (array.shape, tensor.shape):
+                if tuple(shape) != sent.shape:
+                    return f"{name} has shape {tuple(shape)}, not {tuple(sent.shape)}"
+            if _kind(tensor) != self._kinds[name]:
+                return f"{name} has dtype {tensor.dtype}, not {sent.dtype}".replace("torch.", "")
+            found[name] = tensor.to(sent)
+        if are_finite([flat(found) - self._sent]):
+            return None
+        changes = {name: tensor - self.expected[name] for name, tensor in found.items()}
+        broken = next(name for name, change in changes.items() if not are_finite([change]))
+        return f"{broken} holds NaN or Inf as float32"
+
+
+def metrics_fault(metrics: MetricRecord, weight_key: str) -> str | None:
+    """Why metrics cannot be averaged, or None; the weight may be 0."""
+    for key, value in metrics.items():
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            return f"metric {key} = {value!r}: must be one finite number"
+    weight = metrics.get(weight_key)
+    if not isinstance(weight, int | float) or not 0 <= weight <= MOST_EXAMPLES:
+        return f"{weight_key} = {weight!r}: must be a number above 0"
+    return None
+
+
+def _kind(tensor: Tensor) -> str:
+    """Kind of numbers: a float of another width can be used, an integer for a float cannot."""
+    if tensor.is_floating_point():
+        return "float"
+    return str(tensor.dtype) if tensor.is_complex() or tensor.dtype == torch.bool else "integer"
