@@ -8,8 +8,8 @@ the largest sum of proportional set sizes of a side's processes, in a run of its
 takes time. pfl gets an environment of its own
 under runs/peers, beside this one's torch.
 
-    .venv/bin/python scripts/bench_peers.py                  # all jobs, 20 minutes on 2 cores
-    .venv/bin/python scripts/bench_peers.py --jobs tiny-vit --sides fedtune pfl
+    .venv/bin/python scripts/bench_peers.py                  # all jobs, 25 minutes on 2 cores
+    .venv/bin/python scripts/bench_peers.py --jobs vit-6 --sides fedtune pfl
 
 Writes docs/benchmarks/peers.json and peers.md, and the picture beside them.
 """
@@ -26,16 +26,16 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
+from peers.picture import SIDES, draw, rates
+from peers.work import JOBS, Work
 
 import fedtune
-from fedtune.reporting.figure import INK, new_figure, save_figure
 from fedtune.runs.build import build
 from fedtune.runs.directory import RunDirectory
 from fedtune.runs.settling import settle_paths
@@ -46,67 +46,7 @@ from fedtune.tasks.load import load_task
 ROOT = Path(__file__).parent.parent
 HERE, OUT, ENVIRONMENT = ROOT / "scripts" / "peers", ROOT / "docs" / "benchmarks", ROOT / "runs"
 PFL = ["pfl==0.6.0"]
-SIDES = ("fedtune", "pfl", "flower")
-COLOURS = ("#2563eb", "#d97706", "#059669")
 LIMIT = 900.0
-
-
-@dataclass(frozen=True)
-class Work:
-    """One job.
-
-    Attributes:
-        says: what it is, for the table.
-        overrides: of the scenario quickstart.
-        network: trained whole from random weights, where it has no adapter: (side, channels).
-    """
-
-    says: str
-    overrides: dict[str, Any] = field(default_factory=dict)
-    network: tuple[int, int] | None = None
-
-
-LORA = {
-    "clients.partition": {"kind": "iid"}, "adapter.dropout": 0.0, "local.lr": 1e-3,
-    "run.rounds": 8, "run.eval_every": 8, "run.checkpoint_every": 8,
-}  # fmt: skip
-DIGITS = {**LORA, "task.train_examples": 1200}
-TEXT = {
-    **LORA, "task.kind": "text-classification", "task.base": "builtin:bert-words",
-    "task.data": "builtin:intents", "local.lr": 5e-3,
-}  # fmt: skip
-
-
-def clients(count: int, share: float, batch: int, epochs: int = 1) -> dict[str, Any]:
-    return {
-        "clients.count": count, "clients.participation.value": share, "local.batch_size": batch,
-        "local.epochs": epochs,
-    }  # fmt: skip
-
-
-JOBS = {
-    "tiny-vit": Work(
-        "ViT of the quickstart, LoRA r = 8, 6 images a client in batches of 2",
-        {**DIGITS, **clients(200, 0.25, 2)},
-    ),
-    "tiny-vit-wide": Work(
-        "the same, 60 images a client in batches of 20", {**DIGITS, **clients(20, 0.5, 20)}
-    ),
-    "tiny-bert": Work(
-        "BERT of the builtin words, LoRA r = 8, requests in batches of 2",
-        {**TEXT, **clients(200, 0.25, 2)},
-    ),
-    "cnn": Work(
-        "CNN of 2 convolutions trained whole with SGD, 50 images of 3 x 32 x 32 a client in "
-        "batches of 10, 50 clients a round",
-        {
-            **LORA, **clients(200, 0.25, 10), "task.data": "builtin:synthetic",
-            "clients.examples": 50, "adapter.kind": "none", "local.optimizer": "sgd",
-            "local.lr": 0.02,
-        },
-        (32, 3),
-    ),
-}  # fmt: skip
 
 
 def make_network(folder: Path, side: int, channels: int) -> dict[str, Any]:
@@ -234,11 +174,6 @@ def measure(name: str, sides: list[str], repeats: int, threads: int) -> dict[str
     return {"says": says, "clients": sampled, "sides": found, "peaks": peaks}
 
 
-def rates(job: dict[str, Any], side: str) -> list[float]:
-    """Clients a second of each repeat."""
-    return [job["clients"] / one["round"] for one in job["sides"][side]]
-
-
 def table(found: dict[str, Any]) -> str:
     """The Markdown table."""
     rows = [
@@ -263,24 +198,6 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join([*says, "", *rows, ""])
 
 
-def draw(found: dict[str, Any], path: Path) -> None:
-    """Clients a second of every side, by job."""
-    figure = new_figure(8, 4)
-    axes = figure.subplots()
-    names = list(found["jobs"])
-    for shift, (side, colour) in enumerate(zip(SIDES, COLOURS, strict=True)):
-        there = [n for n in names if side in found["jobs"][n]["sides"]]
-        places = [names.index(n) + 0.27 * (shift - 1) for n in there]
-        heights = [statistics.median(rates(found["jobs"][n], side)) for n in there]
-        bars = axes.bar(places, heights, 0.25, label=side, color=colour)
-        axes.bar_label(bars, fmt="%.0f", fontsize=7, color=INK)
-    axes.set_yscale("log")
-    axes.set_xticks(range(len(names)), names)
-    axes.set_ylabel("clients a second")
-    axes.legend(frameon=False)
-    save_figure(figure, path)
-
-
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
@@ -293,7 +210,8 @@ def main() -> None:
     jobs = {n: measure(n, asked.sides, asked.repeats, asked.threads) for n in asked.jobs}
     asked.out.mkdir(parents=True, exist_ok=True)
     if (before := asked.out / "peers.json").is_file():  # jobs that were not asked for stay
-        jobs = {**json.loads(before.read_text("utf-8"))["jobs"], **jobs}
+        known = json.loads(before.read_text("utf-8"))["jobs"]
+        jobs = {name: {**known, **jobs}[name] for name in JOBS if name in {**known, **jobs}}
     found = {"cores": os.cpu_count(), "torch": torch.__version__, "pfl": PFL[0], "jobs": jobs}
     (asked.out / "peers.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     (asked.out / "peers.md").write_text(table(found), "utf-8")

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_peers import JOBS, make_network
+from bench_peers import make_network
+from peers.work import JOBS
 
 import fedtune
 from fedtune.apps.budget import Budget

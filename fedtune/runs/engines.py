@@ -81,6 +81,9 @@ def make_engine(
     backend, reason = (
         (AbsentBackend(setting), None) if is_bare(task) else choose_backend(setting, wanted, sample)
     )
+    if section.compile:
+        torch.compiler.reset()  # else models of earlier runs count against the limit
+        adapted.model.compile()
     settled = resolved or Resolved(backend.name, str(setting.device), torch.get_num_threads())
     return Engine(backend, setting, settled, section.cohort_size, on_resolve), reason
 

@@ -217,6 +217,9 @@ class EngineSection(Section):
     gradient_checkpointing: bool = Field(
         False, description="compute activations again in the backward pass: less memory, slower"
     )
+    compile: bool = Field(
+        False, description="torch.compile the model: a minute at first; on a CPU it is no faster"
+    )
     deterministic: bool = Field(False, description="bit-for-bit results on CUDA, slower")
 
 
@@ -261,11 +264,12 @@ class Scenario(Section):
                 f"clients.participation.value: has {len(value)} probabilities for "
                 f"clients.count = {self.clients.count}"
             )
-        if self.engine.gradient_checkpointing and self.privacy.mechanism == "example":
-            raise _incompatible(
-                "engine.gradient_checkpointing = true: not where gradients of single examples are "
-                "made (privacy.mechanism = 'example')"
-            )
+        for key in ("gradient_checkpointing", "compile"):
+            if getattr(self.engine, key) and self.privacy.mechanism == "example":
+                raise _incompatible(
+                    f"engine.{key} = true: not where gradients of single examples are made "
+                    "(privacy.mechanism = 'example')"
+                )
         if self.adapter.form == "mask" and self.task.base != CONV:
             raise _incompatible(f"adapter.form = 'mask': is for task.base = {CONV!r}")
         if self.task.base == CONV and self.adapter.form != "mask" and self.adapter.kind != "none":

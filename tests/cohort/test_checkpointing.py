@@ -46,13 +46,6 @@ def test_a_run_has_it_by_a_key(tmp_path):
     assert checked.summary["final"]["loss"] == pytest.approx(plain.summary["final"]["loss"])
 
 
-def test_gradients_of_single_examples_are_refused_beside_it(tmp_path):
-    private = {"privacy.mechanism": "example", "privacy.epsilon": 8.0}
-    overrides = small(engine__gradient_checkpointing=True)
-    with pytest.raises(ScenarioError, match="gradients of single examples"):
-        fedtune.run("quickstart", {**overrides, **private}, tmp_path / "run")
-
-
 def test_a_model_without_layers_is_refused():
     with pytest.raises(ScenarioError, match="ConvForImageClassification has no layers"):
         checkpoint_layers(ConvForImageClassification(ConvConfig()))

@@ -16,6 +16,13 @@ ROUNDS, WARM = 200, 50
 GROWTH = 1.02
 
 
+def is_worker(process: psutil.Process) -> bool:
+    try:
+        return "ray::Worker" in "".join(process.cmdline())
+    except psutil.Error:  # gone, or nearly
+        return False
+
+
 class Watch:
     """Notes what this process and its workers hold after each round."""
 
@@ -29,7 +36,7 @@ class Watch:
         gc.collect()
         mine = psutil.Process(os.getpid())
         children = mine.children(recursive=True)
-        workers = [p for p in children if "ray::Worker" in "".join(p.cmdline())]
+        workers = [p for p in children if is_worker(p)]
         assert len(workers) == self.workers
         self.held.append(sum(p.memory_info().rss for p in [mine, *workers]))
 
