@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -27,8 +28,8 @@ class LazyArray(Array):
 
     def __init__(self, tensor: Tensor) -> None:
         self.__dict__.update(
-            tensor=tensor.detach(),
-            dtype=str(tensor.dtype).removeprefix("torch."),
+            tensor=tensor.detach() if tensor.requires_grad else tensor,
+            dtype=_name(tensor.dtype),
             shape=tuple(tensor.shape),
             stype=NUMPY_STYPE,
         )
@@ -61,6 +62,11 @@ class LazyArray(Array):
 
 
 LazyArray.__qualname__ = Array.__qualname__
+
+
+@cache
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:

@@ -15,7 +15,7 @@ from io import BytesIO
 from math import prod
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 
 from fedtune.grids.arrays import records
 from fedtune.grids.compat import CHUNK_BYTES, envelope_bytes
@@ -52,20 +52,20 @@ def message_size(message: Message) -> Size:
 
 
 def _by_arithmetic(message: Message, content: RecordDict) -> Size:
-    arrays = [array for record in records(content, ArrayRecord) for array in record.values()]
-    payload = sum(_payload(array) for array in arrays)
-    total = envelope_bytes(message) + _object("RecordDict", len(content), _references(content))
+    framing = envelope_bytes(message) + _object("RecordDict", len(content), _references(content))
+    payload = 0
     for record in content.values():
         if isinstance(record, ArrayRecord):
             signature = tuple((name, a.dtype, a.shape, a.stype) for name, a in record.items())
-            total += _array_record(signature)
+            size = _array_record(signature)
+            payload, framing = payload + size.payload, framing + size.framing
         else:
-            total += len(record.deflate())
-    return Size(payload, total - payload)
+            framing += len(record.deflate())
+    return Size(payload, framing)
 
 
-def _payload(array: Array) -> int:
-    return prod(array.shape) * np.dtype(array.dtype).itemsize
+def _payload(dtype: str, shape: tuple[int, ...]) -> int:
+    return prod(shape) * np.dtype(dtype).itemsize
 
 
 def _references(names: object) -> int:
@@ -81,9 +81,11 @@ Signature = tuple[tuple[str, str, tuple[int, ...], str], ...]
 
 
 @lru_cache(maxsize=256)
-def _array_record(signature: Signature) -> int:
+def _array_record(signature: Signature) -> Size:
+    payload = sum(_payload(dtype, shape) for _, dtype, shape, _ in signature)
     own = _object("ArrayRecord", len(signature), _references([name for name, *_ in signature]))
-    return own + sum(_array(dtype, shape, stype) for _, dtype, shape, stype in signature)
+    whole = own + sum(_array(dtype, shape, stype) for _, dtype, shape, stype in signature)
+    return Size(payload, whole - payload)
 
 
 def _array(dtype: str, shape: tuple[int, ...], stype: str) -> int:
@@ -105,4 +107,4 @@ def _npy_bytes(dtype: str, shape: tuple[int, ...]) -> int:
     np.lib.format.write_array_header_1_0(
         header, {"descr": kind, "fortran_order": False, "shape": shape}
     )
-    return len(header.getvalue()) + prod(shape) * np.dtype(dtype).itemsize
+    return len(header.getvalue()) + _payload(dtype, shape)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import reduce
 
 import torch
 from torch import Tensor
@@ -13,9 +12,8 @@ def flat(tensors: Mapping[str, Tensor]) -> Tensor:
     """Tensors one after another, (d,), floating."""
     if not tensors:
         return torch.empty(0)
-    kinds = [t.dtype if t.is_floating_point() else torch.float32 for t in tensors.values()]
-    dtype = reduce(torch.promote_types, kinds)
-    return torch.cat([tensor.reshape(-1).to(dtype) for tensor in tensors.values()])
+    whole = torch.cat([tensor.reshape(-1) for tensor in tensors.values()])
+    return whole if whole.is_floating_point() else whole.float()
 
 
 def difference(tensors: Mapping[str, Tensor], sent: Mapping[str, Tensor]) -> Tensor:

@@ -25,8 +25,9 @@ def draw(found: dict[str, Any], path: Path) -> None:
     bars, curve = figure.subplots(1, 2, width_ratios=[3, 2])
     names = list(found["jobs"])
     for shift, (side, colour) in enumerate(zip(SIDES, COLOURS, strict=True)):
-        places = [i + 0.27 * (shift - 1) for i in range(len(names))]
-        heights = [statistics.median(rates(found["jobs"][n], side)) for n in names]
+        there = [n for n in names if side in found["jobs"][n]["sides"]]
+        places = [names.index(n) + 0.27 * (shift - 1) for n in there]
+        heights = [statistics.median(rates(found["jobs"][n], side)) for n in there]
         drawn = bars.bar(places, heights, 0.25, label=side, color=colour)
         bars.bar_label(drawn, fmt="%.0f", fontsize=7, color=INK)
     bars.set_yscale("log")
@@ -35,6 +36,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
     bars.legend(frameon=False)
     steps = [name for name in names if JOBS[name].curve]
     for side, colour in zip(SIDES[1:], COLOURS[1:], strict=True):
+        if any(side not in found["jobs"][n]["sides"] for n in steps):
+            continue
         ratios = [
             statistics.median(rates(found["jobs"][n], "fedtune"))
             / statistics.median(rates(found["jobs"][n], side))
