@@ -218,7 +218,7 @@ class EngineSection(Section):
         False, description="compute activations again in the backward pass: less memory, slower"
     )
     compile: bool = Field(
-        False, description="torch.compile the model: a minute at first; on a CPU it is no faster"
+        False, description="torch.compile the model: half a minute at first; on a CPU hardly faster"
     )
     deterministic: bool = Field(False, description="bit-for-bit results on CUDA, slower")
 
