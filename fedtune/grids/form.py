@@ -57,10 +57,11 @@ class ReplyForm:
             if _kind(tensor) != self._kinds[name]:
                 return f"{name} has dtype {tensor.dtype}, not {sent.dtype}".replace("torch.", "")
             found[name] = tensor.to(sent)
-        if are_finite([flat(found) - self._sent]):
+        change = flat(found) - self._sent
+        if are_finite([change]):
             return None
-        changes = {name: tensor - self.expected[name] for name, tensor in found.items()}
-        broken = next(name for name, change in changes.items() if not are_finite([change]))
+        parts = zip(found, change.split([tensor.numel() for tensor in found.values()]), strict=True)
+        broken = next(name for name, part in parts if not are_finite([part]))
         return f"{broken} holds NaN or Inf as float32"
 
 

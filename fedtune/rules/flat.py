@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 def flat(tensors: Mapping[str, Tensor]) -> Tensor:
-    """Tensors one after another, (d,), floating."""
+    """Tensors one after another, (d,), floating: integers as float32."""
     if not tensors:
         return torch.empty(0)
-    whole = torch.cat([tensor.reshape(-1) for tensor in tensors.values()])
-    return whole if whole.is_floating_point() else whole.float()
+    floating = [t if t.is_floating_point() else t.float() for t in tensors.values()]
+    return torch.cat([tensor.reshape(-1) for tensor in floating])
 
 
 def difference(tensors: Mapping[str, Tensor], sent: Mapping[str, Tensor]) -> Tensor:
@@ -22,17 +22,26 @@ def difference(tensors: Mapping[str, Tensor], sent: Mapping[str, Tensor]) -> Ten
     Args:
         tensors: of the reply; those not in `sent` are left out.
         sent: the tensors that the rule is for, in the order of the vector.
+
+    Raises:
+        ValueError: if they hold another number of numbers.
     """
     return differences([tensors], sent)[0]
 
 
 def differences(replies: Sequence[Mapping[str, Tensor]], sent: Mapping[str, Tensor]) -> Tensor:
-    """Each reply less what was sent, (n, d), floating; nothing is copied twice."""
-    first = flat(sent)
+    """Each reply less what was sent, (n, d), floating; integers are subtracted exactly."""
+    counts = {n: t.double() for n, t in sent.items() if not t.is_floating_point()}
+    first = flat({n: torch.zeros_like(t) if n in counts else t for n, t in sent.items()})
     rows = first.new_empty(len(replies), len(first))
     for row, tensors in zip(rows, replies, strict=True):
-        torch.cat([tensors[name].to(first).reshape(-1) for name in sent], out=row)
-    return rows.sub_(first)
+        came = {name: tensors[name].to(tensor) for name, tensor in sent.items()}
+        came.update({n: (came[n].double() - count).float() for n, count in counts.items()})
+        whole = flat(came)
+        if whole.shape != first.shape:
+            raise ValueError(f"a reply of {len(whole)} numbers, not {len(first)}")
+        torch.sub(whole, first, out=row)
+    return rows
 
 
 def are_finite(tensors: Iterable[Tensor]) -> bool:
@@ -40,8 +49,11 @@ def are_finite(tensors: Iterable[Tensor]) -> bool:
 
     Their extremes tell, in one pass without a copy.
     """
-    ends = [end for tensor in tensors if tensor.numel() for end in torch.aminmax(tensor)]
-    return not ends or bool(torch.stack(ends).float().isfinite().all())
+    ends: dict[torch.device, list[Tensor]] = {}
+    for tensor in tensors:
+        if tensor.numel():
+            ends.setdefault(tensor.device, []).extend(torch.aminmax(tensor))
+    return all(bool(torch.stack(some).float().isfinite().all()) for some in ends.values())
 
 
 def applied(update: Tensor, sent: Mapping[str, Tensor]) -> dict[str, Tensor]:

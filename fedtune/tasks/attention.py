@@ -12,11 +12,16 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "fedtune"
 SMALL = 1024  # numbers of a head up to which products are quicker: scripts/bench_attention.py
+DTYPES = (torch.float32, torch.float64)  # in bfloat16 the kernel is more exact
+TRIED = (  # others may choose what they hand over by the name of the kernel
+    "bert", "deit", "distilbert", "electra", "gpt2", "llama", "mistral", "qwen2", "roberta", "vit",
+)  # fmt: skip
 
 
 def attend_quickly(model: PreTrainedModel) -> None:
-    """Let a model that attends by torch's fused kernel do so by `attention`."""
-    if model._supports_attention_backend and model.config._attn_implementation == "sdpa":
+    """Let a model of a tried kind that attends by torch's fused kernel do so by `attention`."""
+    config = model.config
+    if config.model_type in TRIED and config._attn_implementation == "sdpa":
         AttentionInterface.register(NAME, attention)
         AttentionMaskInterface.register(NAME, sdpa_mask)
         model.set_attn_implementation(NAME)
@@ -43,7 +48,7 @@ def attention(
         (n, tokens, heads, d), and no weights.
     """
     large = max(query.shape[2], key.shape[2]) * query.shape[3] > SMALL
-    if large or dropout or query.device.type != "cpu":
+    if large or dropout or query.device.type != "cpu" or query.dtype not in DTYPES:
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **more
         )
@@ -73,4 +78,4 @@ def products(
         lowest = torch.finfo(scores.dtype).min
         scores = scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask
         scores = scores.flatten(0, 1)
-    return torch.bmm(scores.softmax(-1), v).view(shape)
+    return torch.bmm(scores.softmax(-1), v).view(*shape[:-1], v.shape[-1])

@@ -10,6 +10,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from fedtune.errors import RunError
+from fedtune.grids.arrays import to_record
 from fedtune.grids.cohort_grid import CohortGrid
 from fedtune.grids.directory import directory_of
 from fedtune.grids.form import ReplyForm
@@ -77,6 +78,21 @@ BROKEN = {
     "complex": (Array.from_numpy_ndarray(np.zeros(2, dtype=np.complex128)), "complex"),
     "squares that overflow": (Array.from_numpy_ndarray(np.full(2, 1e200)), "a holds NaN or Inf"),
 }
+
+
+def test_tensors_of_several_kinds_are_checked_together():
+    """A counter beside half precision is no fault; a NaN beside a mask is one."""
+    sent = {
+        "n": torch.tensor(70000), "w": torch.zeros(2, dtype=torch.float16),
+        "m": torch.tensor([True, False]),
+    }  # fmt: skip
+    form = ReplyForm(sent, "num-examples")
+    metrics = MetricRecord({"num-examples": 1})
+    good = RecordDict({"arrays": to_record(sent), "metrics": metrics})
+    assert form.fault(good) is None
+    bad = to_record({**sent, "w": torch.full((2,), float("nan"), dtype=torch.float16)})
+    fault = form.fault(RecordDict({"arrays": bad, "metrics": metrics}))
+    assert fault == "w holds NaN or Inf as float32"
 
 
 @pytest.mark.parametrize("name", BROKEN)

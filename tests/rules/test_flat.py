@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from fedtune.rules.flat import are_finite
+from fedtune.rules.flat import are_finite, differences
 
 EXTREME = float(np.finfo(np.float32).max)
 
@@ -41,3 +41,26 @@ def test_what_float32_cannot_hold_is_not_finite():
     """Two such clients end `dnc` and `flag` in an error of the eigenvalues in float64."""
     assert are_finite([torch.tensor([3e38, -3e38], dtype=torch.float64)])
     assert not are_finite([torch.tensor([1e200], dtype=torch.float64)])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_tensors_of_several_devices_are_looked_at_together():
+    here, there = torch.ones(2), torch.ones(2, device="cuda")
+    assert are_finite([here, there])
+    assert not are_finite([here, there / 0])
+
+
+def test_integers_are_subtracted_exactly_and_widen_what_is_beside_them():
+    sent = {"n": torch.tensor([2**24 + 1, 5]), "w": torch.ones(1, dtype=torch.float16)}
+    reply = {"n": torch.tensor([2**24 + 3, 2]), "w": torch.full((1,), 3.0, dtype=torch.float16)}
+    found = differences([reply], sent)
+    assert found.dtype == torch.float32
+    assert found.tolist() == [[2.0, -3.0, 2.0]]
+    bits = {"b": torch.tensor([1, 0], dtype=torch.uint8)}
+    assert differences([{"b": 1 - bits["b"]}], bits).tolist() == [[-1.0, 1.0]]
+
+
+@pytest.mark.parametrize("numbers", [1, 2, 5])
+def test_a_reply_of_another_size_is_an_error(numbers):
+    with pytest.raises(ValueError, match=f"a reply of {numbers} numbers, not 3"):
+        differences([{"w": torch.ones(numbers)}], {"w": torch.ones(3)})

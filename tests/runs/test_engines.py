@@ -10,14 +10,18 @@ from tests.runs.kit import small
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["cohort", "sequential"])
-def test_a_compiled_model_trains_alike(tmp_path, kind):
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"engine.kind": "sequential"}, {"engine.gradient_checkpointing": True}],
+    ids=["cohort", "sequential", "checkpointed"],
+)
+def test_a_compiled_model_trains_alike(tmp_path, changes):
     """Clients differ in their number of steps, and batches in their size."""
     import torch
 
-    overrides = small(
-        engine__precision="float64", engine__kind=kind, adapter__dropout=0.1, run__rounds=2
-    )
+    overrides = {
+        **small(engine__precision="float64", adapter__dropout=0.1, run__rounds=2), **changes
+    }  # fmt: skip
     plain = fedtune.run("quickstart", overrides, tmp_path / "plain")
     torch._dynamo.utils.counters.clear()
     compiled = fedtune.run("quickstart", {**overrides, "engine.compile": True}, tmp_path / "fast")

@@ -8,12 +8,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from fedtune.scenario import load_scenario
 from fedtune.tasks import attention as module
-from fedtune.tasks.attention import NAME, attend_quickly, attention
+from fedtune.tasks.attention import NAME, TRIED, attend_quickly, attention, products
 from fedtune.tasks.bases import base_path, load_base
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
@@ -45,34 +50,80 @@ def test_products_are_what_the_fused_kernel_gives(n, heads, groups, tokens, d, m
         torch.testing.assert_close(mine, theirs, **EXACT)
 
 
-@pytest.mark.parametrize(
-    ("base", "kind"),
-    [
-        ("builtin:vit-letters", "image-classification"),
-        ("builtin:bert-words", "text-classification"),
-        ("builtin:llama-words", "causal-lm"),
-    ],
-)
-def test_a_base_gives_the_same_either_way(base, kind, monkeypatch):
-    task = load_scenario("quickstart").task.model_copy(update={"base": base, "kind": kind})
-    model = load_base(task, ["a", "b"]).model.double().eval()
-    assert model.config._attn_implementation == NAME
+SIZES = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32,
+    "vocab_size": 60, "num_key_value_heads": 2, "image_size": 8, "patch_size": 2, "num_channels": 1,
+    "pad_token_id": 0, "embedding_size": 32, "n_head": 4, "n_embd": 32, "n_layer": 2,
+    "dim": 32, "n_heads": 4, "n_layers": 2, "hidden_dim": 32, "num_labels": 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TRIED)
+def test_every_kind_of_model_gives_the_same_either_way(kind, monkeypatch):
     torch.manual_seed(0)
-    if kind == "image-classification":
+    named = {"architectures": ["DeiTForImageClassification"]} if kind == "deit" else {}
+    config = AutoConfig.for_model(kind, **SIZES, **named)
+    images = kind in ("vit", "deit")
+    auto = AutoModelForImageClassification if images else AutoModelForSequenceClassification
+    model = auto.from_config(config).double().eval()
+    attend_quickly(model)
+    assert model.config._attn_implementation == NAME
+    if images:
         inputs = {"pixel_values": torch.randn(3, 1, 8, 8, dtype=torch.float64)}
     else:
         seen = torch.tensor([[1] * 9, [1] * 5 + [0] * 4, [1] * 8 + [0]])
-        inputs = {"input_ids": torch.randint(5, 50, (3, 9)), "attention_mask": seen}
+        inputs = {"input_ids": torch.randint(5, 50, (3, 9)) * seen, "attention_mask": seen}
     called = []
     monkeypatch.setattr(module, "products", lambda *a, f=module.products: called.append(1) or f(*a))
-    quick = model(**inputs).logits
-    assert len(called) == model.config.num_hidden_layers
-    model.set_attn_implementation("sdpa")
-    plain = model(**inputs).logits
-    assert len(called) == model.config.num_hidden_layers
-    if kind == "causal-lm":  # what padding tokens say is nobody's concern
-        quick, plain = quick[seen.bool()], plain[seen.bool()]
-    torch.testing.assert_close(quick, plain, **EXACT)
+    found = []
+    for way in (NAME, "sdpa"):
+        model.set_attn_implementation(way)
+        logits = model(**inputs).logits
+        inner = [p for p in model.parameters() if p.requires_grad]
+        found.append(
+            [logits, *torch.autograd.grad(logits.square().sum(), inner, allow_unused=True)]
+        )
+    assert len(called) == 2
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, **EXACT)
+
+
+def test_a_language_model_gives_the_same_tokens_either_way():
+    task = load_scenario("quickstart").task.model_copy(
+        update={"base": "builtin:llama-words", "kind": "causal-lm"}
+    )
+    model = load_base(task, []).model.eval()
+    prompt = torch.randint(5, 50, (2, 6), generator=torch.Generator().manual_seed(0))
+    said = []
+    for way in (NAME, "sdpa"):
+        model.set_attn_implementation(way)
+        said.append(model.generate(prompt, max_new_tokens=8, do_sample=False))
+    assert torch.equal(*said)
+
+
+def test_what_the_kernel_is_better_at_is_left_to_it(monkeypatch):
+    monkeypatch.setattr(module, "products", lambda *a: pytest.fail("by products"))
+    layer = SimpleNamespace(is_causal=False)
+    for shape, dtype, dropout in (
+        ((1, 2, 33, 32), torch.float32, 0.0),
+        ((1, 2, 4, 8), torch.bfloat16, 0.0),
+        ((1, 2, 4, 8), torch.float32, 0.1),
+    ):
+        heads = [torch.randn(shape).to(dtype) for _ in range(3)]
+        assert attention(layer, *heads, None, dropout)[0].shape == (1, shape[2], 2, shape[3])
+
+
+def test_values_may_be_narrower_than_keys():
+    query, key, value = (torch.randn(2, 3, 5, d, dtype=torch.float64) for d in (6, 6, 4))
+    wanted = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    torch.testing.assert_close(products(query, key, value), wanted, **EXACT)
+
+
+def test_a_kind_that_was_not_tried_keeps_the_kernel():
+    config = AutoConfig.for_model("qwen3", **SIZES)
+    model = AutoModelForCausalLM.from_config(config)
+    attend_quickly(model)
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_what_was_asked_for_otherwise_stays():
