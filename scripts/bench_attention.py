@@ -1,6 +1,6 @@
 """Attention on a CPU: torch's fused kernel against plain products, forward and backward.
 
-.venv/bin/python scripts/bench_attention.py      # a table: seconds fused over those of products
+.venv/bin/python scripts/bench_attention.py  # a table: seconds fused over those of products
 """
 
 from __future__ import annotations

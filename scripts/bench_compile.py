@@ -15,12 +15,12 @@ import sys
 import tempfile
 
 import torch
+from bench_workers import COMMON, once
 from bench_workers import JOBS as WORKERS
-from bench_workers import once
 from peers.work import JOBS as PEERS
 
 JOBS = {**WORKERS, "vit-6": PEERS["vit-6"].overrides}
-LATER = {"run.rounds": 12, "run.eval_every": 100, "run.checkpoint_every": 100}
+LATER = {**COMMON, "run.rounds": 12}
 
 
 def main() -> None:

@@ -27,41 +27,36 @@ LORA = {
     "clients.partition": {"kind": "iid"}, "adapter.dropout": 0.0, "local.lr": 1e-3,
     "run.rounds": 8, "run.eval_every": 8, "run.checkpoint_every": 8,
 }  # fmt: skip
-DIGITS = {**LORA, "task.train_examples": 1200}
+IMAGES = 1200
+DIGITS = {**LORA, "task.train_examples": IMAGES}
 TEXT = {
     **LORA, "task.kind": "text-classification", "task.base": "builtin:bert-words",
     "task.data": "builtin:intents", "local.lr": 5e-3,
 }  # fmt: skip
 
 
-def clients(count: int, share: float, batch: int, epochs: int = 1) -> dict[str, Any]:
+def clients(count: int, share: float, batch: int) -> dict[str, Any]:
     return {
         "clients.count": count, "clients.participation.value": share, "local.batch_size": batch,
-        "local.epochs": epochs,
+        "local.epochs": 1,
     }  # fmt: skip
 
 
+def vit(images: int, batch: int, sampled: int) -> Work:
+    """Clients of so many images each, so many of them a round."""
+    says = (
+        f"ViT of the quickstart, LoRA r = 8, {images} images a client in batches of {batch}, "
+        f"{sampled} clients a round"
+    )
+    shared = clients(IMAGES // images, sampled * images / IMAGES, batch)
+    return Work(says, {**DIGITS, **shared}, curve=images)
+
+
 JOBS = {
-    "vit-2": Work(
-        "ViT of the quickstart, LoRA r = 8, one step of 2 images a client, 100 clients a round",
-        {**DIGITS, **clients(600, 1 / 6, 2)},
-        curve=2,
-    ),
-    "vit-6": Work(
-        "the same, 6 images a client in batches of 2, 50 clients a round",
-        {**DIGITS, **clients(200, 0.25, 2)},
-        curve=6,
-    ),
-    "vit-24": Work(
-        "the same, 24 images a client in batches of 8, 25 clients a round",
-        {**DIGITS, **clients(50, 0.5, 8)},
-        curve=24,
-    ),
-    "vit-60": Work(
-        "the same, 60 images a client in batches of 20, 10 clients a round",
-        {**DIGITS, **clients(20, 0.5, 20)},
-        curve=60,
-    ),
+    "vit-2": vit(2, 2, 100),
+    "vit-6": vit(6, 2, 50),
+    "vit-24": vit(24, 8, 25),
+    "vit-60": vit(60, 20, 10),
     "tiny-bert": Work(
         "BERT of the builtin words, LoRA r = 8, requests in batches of 2",
         {**TEXT, **clients(200, 0.25, 2)},
