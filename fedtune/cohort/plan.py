@@ -167,7 +167,8 @@ class _Deal:
     ) -> None:
         self.rows, self.widths, self.local = rows, widths, local
         self.draw = generator("batches", seed, *place)
-        self.together = generator("lengths", seed, place[0])
+        if local.group_by_length:
+            self.together = generator("lengths", seed, place[0])
         self.positions = 1
 
     def epoch(self) -> list[Rows]:

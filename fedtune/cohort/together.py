@@ -137,12 +137,13 @@ class _Cohort:
         device, master = self.setting.device, self.setting.master
         self.layout = self.setting.layout.training(works[0].only)
         self.constants = backend.constants(self.layout, works[0].state)
-        flat: dict[int, Tensor] = {
-            id(work.state): self.layout.flatten(work.state).to(device, master)
-            for work in {id(w.state): w for w in works}.values()
+        starts = [tuple((name, id(tensor)) for name, tensor in w.state.items()) for w in works]
+        flat = {
+            start: self.layout.flatten(work.state).to(device, master)
+            for start, work in dict(zip(starts, works, strict=True)).items()
         }
         self.private = PrivateSteps([w.noise for w in works]) if works[0].noise else None
-        self.theta = torch.stack([flat[id(work.state)] for work in works])
+        self.theta = torch.stack([flat[start] for start in starts])
         self.theta.requires_grad_(self.private is None)
         self.final = torch.empty_like(self.theta, requires_grad=False)
         self.optimizer = StackedOptimizer(self.setting.local, self.theta)
@@ -245,11 +246,11 @@ class _Cohort:
             done[active] += loss.double().cpu()
             for k in active:
                 steps[k] += 1
-        tensors = self.layout.split(self.final)
+        own = {name: stack.unbind() for name, stack in self.layout.split(self.final).items()}
         return [
             ClientResult(
                 work.client,
-                {name: stack[k] for name, stack in tensors.items()},
+                {name: rows[k] for name, rows in own.items()},
                 float(done[k]) / max(steps[k], 1),
                 steps[k],
                 work.examples,

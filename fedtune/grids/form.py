@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
@@ -21,11 +21,17 @@ class ReplyForm:
     Args:
         expected: the tensors that it must hold, exactly, as they were sent.
         weight_key: the metric that holds its number of examples.
+        check: says what else is wrong with the tensors of a reply.
     """
 
-    def __init__(self, expected: Mapping[str, Tensor], weight_key: str) -> None:
-        self.expected, self.weight_key = expected, weight_key
-        self._kinds = {name: _kind(tensor) for name, tensor in expected.items()}
+    def __init__(
+        self,
+        expected: Mapping[str, Tensor],
+        weight_key: str,
+        check: Callable[[dict[str, Tensor]], str | None] | None = None,
+    ) -> None:
+        self.expected, self.weight_key, self.check = expected, weight_key, check
+        self._forms = [(n, tuple(t.shape), t.dtype, _kind(t)) for n, t in expected.items()]
         self._sent = flat(expected)
 
     def fault(self, content: RecordDict) -> str | None:
@@ -40,26 +46,27 @@ class ReplyForm:
         return self._array_fault(arrays[0])
 
     def _array_fault(self, record: ArrayRecord) -> str | None:
-        if missing := self.expected.keys() - record.keys():
-            return f"misses {min(missing)}"
-        if surplus := record.keys() - self.expected.keys():
-            return f"holds {min(surplus)}, which was not asked for"
+        wanted, came = self.expected.keys(), record.keys()
+        if wanted != came:
+            if missing := wanted - came:
+                return f"misses {min(missing)}"
+            return f"holds {min(came - wanted)}, which was not asked for"
         found: dict[str, Tensor] = {}
-        for name, sent in self.expected.items():
+        for name, sizes, dtype, kind in self._forms:
             array = record[name]
             try:
                 tensor = to_tensor(array)
             except Exception as error:  # whatever bytes a client may send
                 return f"{name} cannot be read ({type(error).__name__}: {error})"
             for shape in (array.shape, tensor.shape):
-                if tuple(shape) != sent.shape:
-                    return f"{name} has shape {tuple(shape)}, not {tuple(sent.shape)}"
-            if _kind(tensor) != self._kinds[name]:
-                return f"{name} has dtype {tensor.dtype}, not {sent.dtype}".replace("torch.", "")
-            found[name] = tensor.to(sent)
-        change = flat(found) - self._sent
+                if tuple(shape) != sizes:
+                    return f"{name} has shape {tuple(shape)}, not {sizes}"
+            if tensor.dtype != dtype and _kind(tensor) != kind:
+                return f"{name} has dtype {tensor.dtype}, not {dtype}".replace("torch.", "")
+            found[name] = tensor
+        change = flat({n: t.to(self.expected[n]) for n, t in found.items()}) - self._sent
         if are_finite([change]):
-            return None
+            return self.check(found) if self.check else None
         parts = zip(found, change.split([tensor.numel() for tensor in found.values()]), strict=True)
         broken = next(name for name, part in parts if not are_finite([part]))
         return f"{broken} holds NaN or Inf as float32"

@@ -6,10 +6,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import Message, RecordDict
 from torch import Tensor
 
-from fedtune.grids.arrays import records, to_tensors
 from fedtune.grids.directory import Directory
 from fedtune.grids.form import ReplyForm
 
@@ -65,7 +64,7 @@ def sift(
     directory: Directory,
     expected: Mapping[str, Tensor],
     weight_key: str,
-    check: Callable[[dict[str, Tensor]], str | None] = lambda tensors: None,
+    check: Callable[[dict[str, Tensor]], str | None] | None = None,
 ) -> Sifted:
     """Check every reply of a training round before any rule sees it.
 
@@ -77,7 +76,7 @@ def sift(
         weight_key: the metric that holds its number of examples.
         check: says what else is wrong with the tensors of a reply.
     """
-    form, found = ReplyForm(expected, weight_key), Sifted([], {}, {}, [])
+    form, found = ReplyForm(expected, weight_key, check), Sifted([], {}, {}, [])
     answered: set[int] = set()
     for message in replies:
         node = message.metadata.src_node_id
@@ -91,9 +90,7 @@ def sift(
         answered.add(client)
         if message.has_error():
             found.failed[client] = reason_of(message)
-        elif fault := form.fault(message.content) or check(
-            to_tensors(records(message.content, ArrayRecord)[0])
-        ):
+        elif fault := form.fault(message.content):
             found.rejected[client] = fault
         else:
             found.good.append((client, message.content))

@@ -9,18 +9,21 @@ on an empty store.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
 from math import prod
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedtune.grids.arrays import records
 from fedtune.grids.compat import CHUNK_BYTES, envelope_bytes
 
 _ID = "0" * 64
+_MOST_KNOWN = 4096
+_known: dict[Hashable, int] = {}
 
 
 @dataclass(frozen=True)
@@ -52,24 +55,63 @@ def message_size(message: Message) -> Size:
 
 
 def _by_arithmetic(message: Message, content: RecordDict) -> Size:
-    framing = envelope_bytes(message) + _object("RecordDict", len(content), _references(content))
-    payload = 0
+    payload, framing = 0, _envelope(message) + _own("RecordDict", tuple(content))
     for record in content.values():
         if isinstance(record, ArrayRecord):
             signature = tuple((name, a.dtype, a.shape, a.stype) for name, a in record.items())
             size = _array_record(signature)
             payload, framing = payload + size.payload, framing + size.framing
         else:
-            framing += len(record.deflate())
+            framing += _values(record)
     return Size(payload, framing)
+
+
+def _envelope(message: Message) -> int:
+    told = message.metadata
+    fields = (
+        told.run_id, told.src_node_id, told.dst_node_id, told.src_task_id, told.dst_task_id,
+        told.reply_to_message_id, told.group_id, told.message_type, told.ttl, told.created_at,
+    )  # fmt: skip
+    return _once((Message, _widths(fields)), lambda: envelope_bytes(message))
+
+
+def _values(record: MetricRecord | ConfigRecord) -> int:
+    key = (type(record), tuple(record), _widths(record.values()))
+    return _once(key, lambda: len(record.deflate()))
+
+
+def _once(key: Hashable, serialised: Callable[[], int]) -> int:
+    """Bytes of what was serialised once for all that have this key."""
+    if (size := _known.get(key)) is None:
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        size = _known[key] = serialised()
+    return size
+
+
+def _widths(values: Iterable[object]) -> tuple[Hashable, ...]:
+    """What decides how many bytes protocol buffers take for values: their kinds and lengths."""
+    return tuple([_width(value) for value in values])
+
+
+def _width(value: object) -> Hashable:
+    if isinstance(value, int):
+        return type(value), value < 0, (~value if value < 0 else value).bit_length()
+    if isinstance(value, str | bytes):
+        return type(value), len(value.encode() if isinstance(value, str) else value)
+    if isinstance(value, list):
+        return _widths(value)
+    return type(value).__name__
 
 
 def _payload(dtype: str, shape: tuple[int, ...]) -> int:
     return prod(shape) * np.dtype(dtype).itemsize
 
 
-def _references(names: object) -> int:
-    return len(json.dumps(dict.fromkeys(names, _ID)))  # type: ignore[call-overload]
+@lru_cache(maxsize=256)
+def _own(kind: str, names: tuple[str, ...]) -> int:
+    """Bytes of an object that refers to others by names."""
+    return _object(kind, len(names), len(json.dumps(dict.fromkeys(names, _ID))))
 
 
 def _object(kind: str, children: int, body: int) -> int:
@@ -83,7 +125,7 @@ Signature = tuple[tuple[str, str, tuple[int, ...], str], ...]
 @lru_cache(maxsize=256)
 def _array_record(signature: Signature) -> Size:
     payload = sum(_payload(dtype, shape) for _, dtype, shape, _ in signature)
-    own = _object("ArrayRecord", len(signature), _references([name for name, *_ in signature]))
+    own = _own("ArrayRecord", tuple(name for name, *_ in signature))
     whole = own + sum(_array(dtype, shape, stype) for _, dtype, shape, stype in signature)
     return Size(payload, whole - payload)
 

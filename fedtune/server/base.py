@@ -32,7 +32,7 @@ from fedtune.rules.flat import applied, are_finite, difference, differences
 from fedtune.rules.weights import policy_weights
 from fedtune.server.downlink import Downlink
 from fedtune.server.frame import Opening
-from fedtune.server.messages import Messenger, metrics_of
+from fedtune.server.messages import Messenger, mean_metrics, metrics_of
 from fedtune.server.state import restore, state_of
 
 PARTS = ("rule", "server_optimizer", "downlink", "mechanism")
@@ -74,6 +74,8 @@ class AdapterStrategy(Messenger):
         **flower: Any,
     ) -> None:
         super().__init__(**flower)
+        if flower.get("train_metrics_aggr_fn") is None:
+            self.train_metrics_aggr_fn = mean_metrics
         self.participation = participation or Participation("fraction", self.fraction_train, seed)
         self.rule = make_rule(rule, f) if isinstance(rule, str) else rule
         self.pre = [make_pre(part, f) if isinstance(part, str) else part for part in pre]
@@ -123,8 +125,8 @@ class AdapterStrategy(Messenger):
         self._send(self.broadcast(self._model))
         self._averaged = {n: t for n, t in self._sent.items() if self.averages(n)}
         self._expected = self.expected(self._sent)
-        kind = MessageType.TRAIN
-        self._asked = {c: self._message(c, config, server_round, kind) for c in clients}
+        about = self._about(config, server_round)
+        self._asked = {c: self._message(c, about, MessageType.TRAIN) for c in clients}
         return list(self._asked.values())
 
     def aggregate_train(
