@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from fedtune.adapters.wrap import PretrainedBase
 from fedtune.errors import ScenarioError
 from fedtune.scenario.clients import PartitionSection
-from fedtune.tasks.base import Objective, Rows, Table
+from fedtune.tasks.base import Objective, Rows
 from fedtune.tasks.generation import ExactMatch
+from fedtune.tasks.pixels import PixelTable
 from fedtune.tasks.tokens import TokenTable
 
 LENGTH_CLASSES = 10
@@ -38,8 +39,8 @@ class Examples:
 
     base: PretrainedBase
     objective: Objective
-    train: Table | TokenTable
-    test: Table | TokenTable
+    train: PixelTable | TokenTable
+    test: PixelTable | TokenTable
     rows: Dataset
     classes: list[str]
     source: Rows | None = None

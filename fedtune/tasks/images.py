@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features
 from datasets import Image as ImageFeature
 from PIL import Image
@@ -16,10 +15,11 @@ from transformers import AutoImageProcessor
 
 from fedtune.errors import ScenarioError, first_line
 from fedtune.scenario.task import TaskSection
-from fedtune.tasks.base import Classification, Table
+from fedtune.tasks.base import Classification
 from fedtune.tasks.bases import load_base, pretrained, quiet
 from fedtune.tasks.examples import Examples
-from fedtune.tasks.sources import TEST_SHARE, check_values, encode_labels, load_splits
+from fedtune.tasks.pixels import pixel_table
+from fedtune.tasks.sources import TEST_SHARE, encode_labels, load_splits
 
 DIGITS, DIGITS_RANGE = "builtin:digits", 16.0
 
@@ -32,32 +32,14 @@ def load_images(task: TaskSection) -> Examples:
     """
     splits, notes = load_splits(task, ("image", "label"), {DIGITS: _digits})
     labels, classes = encode_labels(task, splits)
-    images = {name: list(split[task.image]) for name, split in splits.items()}
-    for found in images.values():
-        check_values(task, task.image, found, Image.Image)
     base = load_base(task, classes)
     channels = int(getattr(base.model.config, "num_channels", 3))
-    tables = {n: process(base.source, channels, images[n], labels[n]) for n in images}
+    processor = load_processor(base.source)
+    tables = {n: pixel_table(task, s, labels[n], processor, channels) for n, s in splits.items()}
     return Examples(
         base, Classification(), tables["train"], tables["test"], splits["train"], classes,
         notes=notes,
     )  # fmt: skip
-
-
-def process(path: str, channels: int, images: list[Image.Image], labels: Iterable[int]) -> Table:
-    """Images as the base's own processor makes them.
-
-    Args:
-        path: of the base, which holds the processor's configuration.
-        channels: 1 or 3, of the model.
-        images: any size and mode.
-        labels: one an image.
-    """
-    processor = load_processor(path)
-    mode = "L" if channels == 1 else "RGB"
-    arrays = [np.atleast_3d(np.asarray(image.convert(mode))) for image in images]
-    pixels = processor(arrays, return_tensors="pt", input_data_format="channels_last")
-    return Table({"pixel_values": pixels["pixel_values"]}, torch.as_tensor(np.asarray(labels)))
 
 
 def load_processor(path: str) -> Any:
@@ -75,6 +57,7 @@ def load_processor(path: str) -> Any:
         ) from None
 
 
+@cache
 def _digits() -> DatasetDict:
     """scikit-learn's 1,797 scans, one fifth of each class kept for testing, always the same."""
     bunch = load_digits()

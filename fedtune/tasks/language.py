@@ -19,11 +19,12 @@ from fedtune.errors import ScenarioError
 from fedtune.scenario.task import TaskSection
 from fedtune.tasks.base import Inputs, at_least_float32
 from fedtune.tasks.bases import load_base, load_tokenizer
+from fedtune.tasks.cache import Arrays
 from fedtune.tasks.examples import Examples
 from fedtune.tasks.generation import ExactMatch, answer
 from fedtune.tasks.sources import load_splits
 from fedtune.tasks.text import as_text, longest, positions
-from fedtune.tasks.tokens import IGNORED, Columns, Encoded, TokenTable, tokenise
+from fedtune.tasks.tokens import IGNORED, Columns, TokenTable, tokenise
 from fedtune.tasks.words import SUMS, sums
 
 
@@ -199,7 +200,7 @@ def _blocks(
     return encode
 
 
-def _table(task: TaskSection, encoded: Encoded, tokenizer: PreTrainedTokenizerBase) -> TokenTable:
+def _table(task: TaskSection, encoded: Arrays, tokenizer: PreTrainedTokenizerBase) -> TokenTable:
     if not len(encoded["row"]):
         raise ScenarioError(
             f"task.data = {task.data!r}: no row has a token to learn within max_length"

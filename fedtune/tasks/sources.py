@@ -111,9 +111,11 @@ def encode_labels(
     return encoded, names
 
 
-def check_values(task: TaskSection, column: str, values: Iterable[Any], allowed: Any) -> None:
-    """Raise `ScenarioError` at the first value of another type."""
-    for row, value in enumerate(values):
+def check_values(
+    task: TaskSection, column: str, values: Iterable[Any], allowed: Any, first: int = 0
+) -> None:
+    """Raise `ScenarioError` at the first value of another type; rows count from `first`."""
+    for row, value in enumerate(values, first):
         if not isinstance(value, allowed):
             raise ScenarioError(
                 f"task.data = {task.data!r}: column {column!r} holds {value!r} in row {row}"

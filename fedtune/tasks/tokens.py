@@ -7,31 +7,26 @@ tokenizer and settings, and are mapped into memory by every process of a machine
 from __future__ import annotations
 
 import json
-import tempfile
-import warnings
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from datasets import Dataset, Features, Sequence, Value
-from datasets.fingerprint import Hasher
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from fedtune.tasks.base import Batch, Rows
+from fedtune.tasks.cache import Arrays, made_once, mapped
 
 IGNORED = -100
 CACHE_VERSION = 2
 TOKEN_COLUMNS = ("input_ids", "token_type_ids")
 OFFSETS = "offsets"
 Columns = dict[str, list[Any]]
-Encoded = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -56,16 +51,16 @@ class TokenTable:
 
     @classmethod
     def of(
-        cls, encoded: Encoded, pad: Any, targets: str | None = None, counted: str | None = None
+        cls, encoded: Arrays, pad: Any, targets: str | None = None, counted: str | None = None
     ) -> TokenTable:
         """The table of an encoded split; `targets` and `counted` name its integer columns."""
         return cls(
-            {name: _mapped(encoded[name]) for name in TOKEN_COLUMNS if name in encoded},
-            _mapped(encoded[OFFSETS]),
+            {name: mapped(encoded[name]) for name in TOKEN_COLUMNS if name in encoded},
+            mapped(encoded[OFFSETS]),
             np.diff(encoded[OFFSETS]),
             int(pad),
-            None if targets is None else _mapped(encoded[targets]),
-            None if counted is None else _mapped(encoded[counted]),
+            None if targets is None else mapped(encoded[targets]),
+            None if counted is None else mapped(encoded[counted]),
         )
 
     @property
@@ -115,7 +110,7 @@ def tokenise(
     tokenizer: PreTrainedTokenizerBase,
     encode: Callable[[Columns, list[int]], Columns],
     settings: tuple[Any, ...],
-) -> Encoded:
+) -> Arrays:
     """Encode rows, once for equal rows, tokenizer and settings.
 
     Args:
@@ -129,14 +124,7 @@ def tokenise(
         The columns as arrays mapped from disk: those of tokens flat, with `offsets` of their rows.
     """
     key = (CACHE_VERSION, rows._fingerprint, tokenizer_state(tokenizer), settings)
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "fedtune-tokens" / Hasher.hash(key)
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
-            _encode_into(Path(beside), rows, encode)
-            with suppress(OSError):  # another process was first
-                (Path(beside) / "made").rename(folder)
-    return {file.stem: np.load(file, mmap_mode="r") for file in sorted(folder.glob("*.npy"))}
+    return made_once("tokens", key, lambda made, beside: _encode(made, beside, rows, encode))
 
 
 def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, ...]:
@@ -162,8 +150,8 @@ def _rules(text: str) -> str:
     return json.dumps({k: v for k, v in rules.items() if k not in ("truncation", "padding")})
 
 
-def _encode_into(
-    beside: Path, rows: Dataset, encode: Callable[[Columns, list[int]], Columns]
+def _encode(
+    made: Path, beside: Path, rows: Dataset, encode: Callable[[Columns, list[int]], Columns]
 ) -> None:
     kinds = {
         name: Sequence(Value("int32")) if name in TOKEN_COLUMNS else Value("int64")
@@ -177,8 +165,6 @@ def _encode_into(
         features=Features(kinds),
         cache_file_name=str(beside / "encoded.arrow"),
     )
-    made = beside / "made"
-    made.mkdir()
     for name in kinds:
         column = encoded.data.column(name)
         if name not in TOKEN_COLUMNS:
@@ -201,10 +187,3 @@ def _write_flat(path: Path, chunks: list[Any], total: int) -> None:
         flat[start : start + len(values)] = values
         start += len(values)
     flat.flush()
-
-
-def _mapped(values: NDArray[Any]) -> Tensor:
-    """A tensor over an array that is mapped read-only; nothing ever writes to it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return torch.from_numpy(values)

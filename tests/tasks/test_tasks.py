@@ -92,7 +92,7 @@ def test_digits_are_split_the_same_way_every_time():
     assert [len(examples.train), len(examples.test)] == [1437, 360]
     assert set(examples.train.labels) == set(range(10))
     a, b = (
-        {image.numpy().tobytes() for image in table.inputs["pixel_values"]}
+        {image.numpy().tobytes() for image in table.pixels}
         for table in (examples.train, examples.test)
     )
     assert len(a & b) <= 2

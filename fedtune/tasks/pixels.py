@@ -1,0 +1,153 @@
+"""Images as a base's processor makes them, kept on disk as bytes and memory-mapped.
+
+A processor ends with rescaling and normalising, value = scale · byte + shift. Where that holds for
+every image of a split the bytes are kept, a quarter of the memory, and the rest is done batch by
+batch; else the values are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from fedtune.scenario.task import TaskSection
+from fedtune.tasks.base import Batch, Rows
+from fedtune.tasks.cache import made_once, mapped
+from fedtune.tasks.sources import check_values
+
+CACHE_VERSION = 1
+CHUNK = 64
+LEVELS = 255
+PIXELS, AFFINE = "pixels", "affine"
+
+
+@dataclass(frozen=True)
+class PixelTable:
+    """A split of images of one size.
+
+    Attributes:
+        pixels: uint8, or float32 where bytes do not do, (rows, channels, height, width).
+        targets: (rows,) classes.
+        affine: scale and shift of each channel, (2, channels, 1, 1).
+        dtype: of the values.
+    """
+
+    pixels: Tensor
+    targets: Tensor
+    affine: Tensor
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Every row's class."""
+        return self.targets.cpu().numpy()
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def widths(self, rows: Rows) -> Rows:
+        """All images are of one size."""
+        return np.ones(len(rows), dtype=np.int64)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> PixelTable:
+        """On a device, with values in the compute precision."""
+        wide = torch.promote_types(dtype, torch.float32)
+        affine = self.affine.to(device, wide)
+        return PixelTable(self.pixels.to(device), self.targets.to(device), affine, dtype)
+
+    def gather(self, rows: Tensor) -> Batch:
+        """The examples of the rows."""
+        scale, shift = self.affine
+        pixels = self.pixels.index_select(0, rows).to(self.affine.dtype)
+        values = torch.addcmul(shift, pixels, scale).to(self.dtype)
+        return Batch({"pixel_values": values}, self.targets.index_select(0, rows))
+
+
+def pixel_table(
+    task: TaskSection, rows: Dataset, labels: Any, processor: Any, channels: int
+) -> PixelTable:
+    """The images of a split, processed once for equal rows and processor.
+
+    Args:
+        task: names the column.
+        rows: of the split.
+        labels: one an image.
+        processor: of the base.
+        channels: 1 or 3, of the model.
+
+    Raises:
+        ScenarioError: for a value that is no image.
+    """
+    state = sorted((k, repr(v)) for k, v in processor.to_dict().items())
+    key = (CACHE_VERSION, rows._fingerprint, task.image, type(processor).__name__, state, channels)
+
+    def make(made: Path, beside: Path) -> None:
+        affine = affine_of(processor, channels)
+        if not _write(made, _values(task, rows, processor, channels), len(rows), affine):
+            _write(made, _values(task, rows, processor, channels), len(rows), None)
+
+    found = made_once("pixels", key, make)
+    affine = torch.from_numpy(found[AFFINE].copy())
+    return PixelTable(mapped(found[PIXELS]), torch.as_tensor(np.asarray(labels)), affine)
+
+
+def affine_of(processor: Any, channels: int) -> Tensor:
+    """Scale and shift from byte to value, as a processor's settings say, (2, channels, 1, 1)."""
+
+    def setting(switch: str, name: str, default: float) -> Tensor:
+        value = getattr(processor, name, None) if getattr(processor, switch, False) else None
+        return torch.as_tensor(default if value is None else value, dtype=torch.float64)
+
+    factor = setting("do_rescale", "rescale_factor", 1.0)
+    mean = setting("do_normalize", "image_mean", 0.0)
+    std = setting("do_normalize", "image_std", 1.0)
+    parts = [part.expand(channels) for part in (factor / std, -mean / std)]
+    return torch.stack(parts)[:, :, None, None]
+
+
+def _values(task: TaskSection, rows: Dataset, processor: Any, channels: int) -> Iterable[Tensor]:
+    """What the processor makes of the images, a chunk at a time."""
+    mode, column = "L" if channels == 1 else "RGB", task.image
+    for start in range(0, len(rows), CHUNK):
+        images = rows[start : start + CHUNK][column]
+        check_values(task, column, images, Image.Image, start)
+        arrays = [np.atleast_3d(np.asarray(image.convert(mode))) for image in images]
+        made = processor(arrays, return_tensors="pt", input_data_format="channels_last")
+        yield made["pixel_values"].float()
+
+
+def _write(made: Path, chunks: Iterable[Tensor], rows: int, affine: Tensor | None) -> bool:
+    """Write values; given what makes values of bytes, write bytes, or say that they are none."""
+    start = 0
+    for values in chunks:
+        kept = values if affine is None else _bytes(values, affine)
+        if kept is None:
+            return False
+        taken = kept.numpy()
+        if not start:
+            shape = (rows, *taken.shape[1:])
+            out = np.lib.format.open_memmap(made / f"{PIXELS}.npy", "w+", taken.dtype, shape)
+        out[start : start + len(taken)] = taken
+        start += len(taken)
+    out.flush()
+    if affine is None:
+        affine = torch.tensor([1.0, 0.0]).repeat_interleave(out.shape[1])
+    np.save(made / f"{AFFINE}.npy", affine.view(2, -1, 1, 1).numpy())
+    return True
+
+
+def _bytes(values: Tensor, affine: Tensor) -> Tensor | None:
+    """The bytes that values were made of, if they were."""
+    scale, shift = affine
+    levels = ((values - shift) / scale).round().clamp(0, LEVELS)
+    same = torch.allclose((levels * scale + shift).float(), values, rtol=1e-6, atol=1e-6)
+    return levels.to(torch.uint8) if same else None
