@@ -39,7 +39,8 @@ from fedtune.cohort.plan import ClientWork, plan_work
 from fedtune.cohort.sizing import client_bytes, fitting_size, peak_memory
 from fedtune.cohort.together import CohortBackend
 from fedtune.reporting.figure import INK, new_figure, save_figure
-from fedtune.scenario.schema import AdapterSection, LocalSection
+from fedtune.scenario.adapter import AdapterSection
+from fedtune.scenario.local import LocalSection
 from fedtune.tasks.base import Classification, Table
 
 STEPS, CLASSES, VOCABULARY = 4, 10, 2000

@@ -12,7 +12,8 @@ from fedtune.adapters.layout import TensorSpec
 from fedtune.apps.rounds import ClientRound, ClientView, Done, Gradient, RoundFunction, Train
 from fedtune.cohort.plan import ClientResult
 from fedtune.cohort.pull import Pull
-from fedtune.scenario.schema import LocalSection, Scenario
+from fedtune.scenario.local import LocalSection
+from fedtune.scenario.schema import Scenario
 from strategies.fedavg import FedAvg
 
 CONTROL = "control/"

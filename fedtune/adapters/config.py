@@ -9,7 +9,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from fedtune.errors import ScenarioError
-from fedtune.scenario.schema import AdapterSection
+from fedtune.scenario.adapter import AdapterSection
 
 RENAMED = {
     "r": "rank",

@@ -13,8 +13,8 @@ from torch.nn.utils.parametrize import register_parametrization
 from fedtune.adapters.between import put_between
 from fedtune.adapters.ranked import Chosen, Ternary, edges_kept
 from fedtune.errors import ScenarioError
+from fedtune.scenario.adapter import AdapterSection
 from fedtune.scenario.names import ADAPTERS_GROUP, load
-from fedtune.scenario.schema import AdapterSection
 
 Role = Literal["A", "B", "R", "W", "head", "saved"]
 

@@ -6,26 +6,20 @@ those of PEFT's `adapter_model.safetensors`, so they are the wire names and the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
 from fedtune.adapters.ballots import Ballot
-from fedtune.adapters.factors import orthonormal
 from fedtune.adapters.kinds import Role
-from fedtune.adapters.ranked import Chosen, Ternary, initial_scores
-from fedtune.randomness import key_of, uniform
+from fedtune.adapters.ranked import Ternary
 
-SPREAD = 0.03
 A, R, B, BASE = ".lora_A.weight", ".lora_R.weight", ".lora_B.weight", ".base.weight"
-CHOSEN = ".parametrizations.weight.original"
-INNER, OUTER = ".lora_B.default.inner", ".lora_B.default.outer"
 HeadPolicy = Literal["shared", "frozen", "local"]
 Tensors = dict[str, Tensor]
 
@@ -171,123 +165,6 @@ class Layout:
         return {
             s.name: part.view(*lead, *s.shape) for s, part in zip(self.trained, parts, strict=True)
         }
-
-
-def read_layout(
-    model: PeftModel,
-    trained: Collection[Role],
-    head: HeadPolicy,
-    heads: Sequence[str],
-    delivers: Collection[str] = (),
-) -> Layout:
-    """The layout of a freshly wrapped PEFT model whose adapter is called `default`.
-
-    Args:
-        trained: roles of the low-rank tensors that are trained.
-        head: what happens to the head.
-        heads: names of the modules that make the head.
-        delivers: roles of the frozen tensors that the server sends.
-    """
-    specs = []
-    for name, parameter in model.named_parameters():
-        if ".default" not in name:
-            continue
-        role = _role(_wire_name(name), heads)
-        moves = role in trained or (role == "saved" and bool(trained))
-        moves = moves or (role == "head" and head != "frozen")
-        specs.append(
-            TensorSpec(
-                name=_wire_name(name),
-                parameter=name,
-                shape=tuple(parameter.shape),
-                role=role,
-                trained=moves,
-                sent=moves and not (role == "head" and head == "local"),
-                delivered=not moves and role in delivers,
-                form=_form(model, name),
-            )
-        )
-    return Layout((*specs, *(_moved(specs) if "W" in delivers else ())))
-
-
-def _moved(specs: Sequence[TensorSpec]) -> Iterator[TensorSpec]:
-    """The changes of the base's own weights."""
-    shapes = {spec.name: spec.shape for spec in specs}
-    for spec in specs:
-        if spec.role == "A":
-            layer = spec.name.removesuffix(A)
-            shape = (shapes[layer + B][0], spec.shape[1])
-            yield TensorSpec(layer + BASE, "", shape, "W", False, False, True)
-
-
-def _wire_name(parameter: str) -> str:
-    """The name in `adapter_model.safetensors`."""
-    parameter = parameter.replace(CHOSEN, ".weight")
-    parameter = parameter.replace(INNER, ".lora_R").replace(OUTER, ".lora_B")
-    return parameter.replace(".modules_to_save.default", "").replace(".default", "")
-
-
-def _form(model: PeftModel, parameter: str) -> Form | None:
-    if CHOSEN not in parameter:
-        return None
-    chosen = model.get_submodule(parameter.removesuffix(".original"))
-    assert isinstance(chosen, nn.ModuleList)
-    (how,) = chosen
-    return how.ternary if isinstance(how, Chosen) else cast(Form, how)
-
-
-def _role(name: str, heads: Sequence[str]) -> Role:
-    if ".lora_A." in name:
-        return "A"
-    if ".lora_B." in name:
-        return "B"
-    if ".lora_R." in name:
-        return "R"
-    inner = name.removeprefix("base_model.model.")
-    return "head" if inner.startswith(tuple(f"{head}." for head in heads)) else "saved"
-
-
-def initial_tensors(
-    layout: Layout, seed: int, known: Mapping[str, Tensor], head_std: float
-) -> Tensors:
-    """The adapter before round 1, float32 on the CPU: a pure function of seed and names.
-
-    A is Kaiming-uniform (a = √5), so U(±1/√d_in), and B is 0, as PEFT initialises them; each A has
-    a stream of its own. Around an R, which is 0, A and B are orthonormal. Scores lie evenly in
-    ±`SPREAD`, two neighbours an entry of B (only their ratio to the learning rate matters). Tensors
-    that the checkpoint holds are kept; new matrices are uniform with standard deviation
-    `head_std`, new normalisation weights are 1, new biases 0.
-
-    Args:
-        layout: the adapter's tensors.
-        seed: the run's seed.
-        known: tensors of saved modules that the checkpoint holds, by spec name.
-        head_std: standard deviation of new head matrices.
-    """
-    framed = any(s.role == "R" for s in layout.specs)
-    return {s.name: _initial(s, seed, known, head_std, framed) for s in layout.specs}
-
-
-def _initial(
-    spec: TensorSpec, seed: int, known: Mapping[str, Tensor], head_std: float, framed: bool
-) -> Tensor:
-    if spec.name in known:
-        kept: Tensor = known[spec.name].detach().float().cpu().clone()
-        return kept
-    if spec.ternary is not None:
-        paired = spec.ternary.form == "antithetic"
-        shape = spec.shape[:-1] if paired else spec.shape
-        return initial_scores(uniform(key_of("init", seed, spec.name), shape), SPREAD, spec.ternary)
-    if spec.role in ("R", "W") or (spec.role == "B" and not framed):
-        return torch.zeros(spec.shape)
-    if len(spec.shape) < 2 and spec.name.endswith(".weight"):
-        return torch.ones(spec.shape)
-    if framed and spec.role in ("A", "B"):
-        return orthonormal(2.0 * uniform(key_of("init", seed, spec.name), spec.shape) - 1.0)
-    if len(spec.shape) < 2:
-        return torch.zeros(spec.shape)
-    bound: float = spec.shape[1] ** -0.5 if spec.role == "A" else head_std * 3.0**0.5
-    return (2.0 * uniform(key_of("init", seed, spec.name), spec.shape) - 1.0) * bound
 
 
 def load_tensors(

@@ -7,17 +7,12 @@ from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 from transformers import PreTrainedModel
 
-from fedtune.adapters.layout import (
-    CHOSEN,
-    Layout,
-    Tensors,
-    TensorSpec,
-    initial_tensors,
-    load_tensors,
-)
+from fedtune.adapters.initial import initial_tensors
+from fedtune.adapters.layout import Layout, Tensors, TensorSpec, load_tensors
 from fedtune.adapters.ranked import Chosen, Ternary, edges_kept, signed_constants
+from fedtune.adapters.reading import CHOSEN
 from fedtune.errors import ScenarioError
-from fedtune.scenario.schema import AdapterSection
+from fedtune.scenario.adapter import AdapterSection
 
 SCRATCH = "fedtune-conv"  # the only model type of which all layers are voted on, or trained
 

@@ -14,18 +14,13 @@ from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
 from fedtune.adapters.config import lora_config, refused
+from fedtune.adapters.initial import initial_tensors
 from fedtune.adapters.kinds import find_kind
-from fedtune.adapters.layout import (
-    HeadPolicy,
-    Layout,
-    Tensors,
-    initial_tensors,
-    load_tensors,
-    read_layout,
-)
+from fedtune.adapters.layout import HeadPolicy, Layout, Tensors, load_tensors
+from fedtune.adapters.reading import read_layout
 from fedtune.adapters.scratch import SCRATCH, check_scratch, scratch
 from fedtune.errors import ScenarioError
-from fedtune.scenario.schema import AdapterSection
+from fedtune.scenario.adapter import AdapterSection
 
 
 @dataclass(frozen=True)

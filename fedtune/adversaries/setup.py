@@ -10,7 +10,8 @@ import torch
 from pydantic import PositiveInt
 
 from fedtune.adapters.kinds import find_kind
-from fedtune.adversaries.crafted import ATTACKS, Attack
+from fedtune.adversaries.attacks import ATTACKS
+from fedtune.adversaries.crafted import Attack
 from fedtune.adversaries.poisoned import (
     Backdoor,
     CatMap,

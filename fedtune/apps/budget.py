@@ -13,8 +13,8 @@ from fedtune.privacy.example import ExampleNoise
 from fedtune.privacy.ledger import Entry, Ledger
 from fedtune.privacy.spending import exceeds, spent_epsilons
 from fedtune.privacy.streams import Streams
+from fedtune.scenario.local import LocalSection
 from fedtune.scenario.privacy import PrivacySection
-from fedtune.scenario.schema import LocalSection
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 from fedtune.adapters.layout import Layout, Tensors
 from fedtune.cohort.plan import ClientResult
 from fedtune.cohort.pull import Pull
-from fedtune.scenario.schema import LocalSection
+from fedtune.scenario.local import LocalSection
 
 MOMENTUM = "momentum/"
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 from fedtune.scenario import scenario_names
+from fedtune.scenario.adapter import KIND
 from fedtune.scenario.names import RULES_GROUP, load
-from fedtune.scenario.schema import KIND, RULE
+from fedtune.scenario.schema import RULE
 from fedtune.scenario.task import TaskSection
 
 TASKS = {
@@ -51,7 +52,7 @@ def adapters() -> dict[str, str]:
 
 def attacks() -> dict[str, str]:
     """Attack names with the first line of their docstring."""
-    from fedtune.adversaries.crafted import ATTACKS as CRAFTED
+    from fedtune.adversaries.attacks import ATTACKS as CRAFTED
     from fedtune.adversaries.ranks import RANK_ATTACKS
 
     made = {**CRAFTED, **RANK_ATTACKS}

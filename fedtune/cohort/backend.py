@@ -14,7 +14,7 @@ from fedtune.adapters.layout import Layout, Tensors
 from fedtune.adapters.wrap import Adapted, master_dtype
 from fedtune.cohort.per_example import Way
 from fedtune.cohort.plan import ClientResult, ClientWork
-from fedtune.scenario.schema import LocalSection
+from fedtune.scenario.local import LocalSection
 from fedtune.tasks.base import Data, Inputs, Objective
 
 

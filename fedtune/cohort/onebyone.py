@@ -20,7 +20,7 @@ from fedtune.cohort.plan import ClientResult, ClientWork, out_of_patience, step_
 from fedtune.cohort.private import PrivateSteps, mean_losses
 from fedtune.cohort.pull import Pulls, pulls_of
 from fedtune.cohort.stacked import Binding, CohortDropout, batch_keys, holds_trained
-from fedtune.scenario.schema import LocalSection
+from fedtune.scenario.local import LocalSection
 from fedtune.tasks.base import Inputs, Rows
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedtune.scenario.schema import LocalSection
+from fedtune.scenario.local import LocalSection
 
 
 class StackedOptimizer:

@@ -16,7 +16,7 @@ from fedtune.adapters.layout import Tensors
 from fedtune.cohort.pull import Pull
 from fedtune.privacy.example import ExampleNoise
 from fedtune.randomness import generator, key_of
-from fedtune.scenario.schema import EarlyStopping, LocalSection
+from fedtune.scenario.local import EarlyStopping, LocalSection
 from fedtune.tasks.base import Rows
 
 PARTS = 4  # of a batch, into which Poisson samples are cut, so that little is padded

@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from fedtune.comparison.directory import GRID, SETTINGS, ComparisonDirectory
-from fedtune.comparison.execute import Execution, GridObserver
+from fedtune.comparison.execute import Execution
+from fedtune.comparison.observing import GridObserver
 from fedtune.comparison.progress import ConsoleGrid
 from fedtune.comparison.record import comparison_record, run_record
 from fedtune.errors import RunError, ScenarioError

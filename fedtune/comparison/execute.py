@@ -5,8 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -15,61 +14,18 @@ from fedtune.comparison.budget import spent, within
 from fedtune.comparison.cells import Cell, CellStore
 from fedtune.comparison.claims import check_claim
 from fedtune.comparison.directory import ComparisonDirectory
-from fedtune.comparison.grid import Family, Over, expand, families, label_of, settled
+from fedtune.comparison.grid import Family, expand, families, label_of, settled
 from fedtune.comparison.measure import default_metric
+from fedtune.comparison.observing import GridObserver
+from fedtune.comparison.rows import Row, evaluated, seed_by_seed
 from fedtune.comparison.tuning import Trial, candidates, choose, score, trial_cells, worst_of
 from fedtune.errors import FedtuneError, Incompatible, ScenarioError
-from fedtune.runs.build import Federation, build
+from fedtune.runs.build import build
 from fedtune.runs.engines import pick_device
-from fedtune.runs.loop import start_state
-from fedtune.runs.observing import Line, Started
-from fedtune.runs.plan import with_kept
 from fedtune.scenario import Scenario, dump_scenario
 from fedtune.scenario.compare import CompareSection
 from fedtune.tasks.library import Library
 from fedtune.version import versions
-
-
-class GridObserver(Protocol):
-    """Shows a comparison; a run's observer for each of its cells."""
-
-    def planned(self, cells: int, done: int, rounds: int) -> None:
-        """How many cells there are, how many are done, and how many rounds are left."""
-
-    def notice(self, text: str) -> None:
-        """A line that the user should see."""
-
-    def began(self, cell: Cell) -> None:
-        """Before a cell is trained."""
-
-    def ended(self, cell: Cell, problem: str | None) -> None:
-        """After it, with what went wrong, if anything did."""
-
-    def started(self, run: Started) -> None:
-        """Before the first round of a cell."""
-
-    def finished_round(self, line: Line) -> None:
-        """After each round of a cell."""
-
-
-@dataclass
-class Row:
-    """A family and its work.
-
-    Attributes:
-        family: the combination.
-        trials: its search; none without `tune`.
-        scores: of the trials on validation data.
-        chosen: what the search settled.
-        cells: one a seed, known once the search is done.
-    """
-
-    family: Family
-    trials: list[Trial] = field(default_factory=list)
-    scores: list[float | None] = field(default_factory=list)
-    chosen: Over = field(default_factory=dict)
-    cells: list[Cell] = field(default_factory=list)
-    problem: str | None = None
 
 
 class Execution:
@@ -144,7 +100,7 @@ class Execution:
             if not group[0].cells:
                 self._settle(group)
         self.save()
-        self._train(_seed_by_seed(self.possible))
+        self._train(seed_by_seed(self.possible))
         self.save()
 
     def save(self) -> None:
@@ -319,24 +275,3 @@ class Execution:
             "directory": str(path),
             "problem": self.problems.get(cell.digest),
         }
-
-
-def evaluated(federation: Federation) -> list[str]:
-    """Names of the metrics that a run's evaluations give."""
-    task = federation.task
-    state = with_kept(federation, start_state(federation, None).arrays)
-    found = federation.engine.evaluate(state, task.test, task.test_rows[:1])
-    return [*found, *(["exact_match"] if task.exact_match is not None else [])]
-
-
-def _seed_by_seed(rows: list[Row]) -> list[Cell]:
-    """The first seed of every family, then the second: stopped early, all have as many.
-
-    Cells of one base model and data set come together, so each is loaded once.
-    """
-    most = max((len(row.cells) for row in rows), default=0)
-    cells = [row.cells[i] for i in range(most) for row in rows if i < len(row.cells)]
-    loads = [cell.scenario.task.model_dump_json() for cell in cells]
-    first = {text: index for index, text in reversed(list(enumerate(loads)))}
-    order = sorted(range(len(cells)), key=lambda index: first[loads[index]])
-    return [cells[index] for index in order]

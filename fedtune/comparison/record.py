@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from fedtune.comparison.claims import claim_record
+from fedtune.comparison.claims import Record, claim_record
+from fedtune.comparison.differences import add_lost_under_attack, differences
 from fedtune.comparison.directory import ComparisonDirectory
 from fedtune.comparison.grid import label_of
 from fedtune.comparison.measure import (
@@ -28,9 +29,6 @@ from fedtune.comparison.statistics import (
     LEVEL,
     POWER,
     RANK_SEEDS,
-    detectable,
-    holm,
-    paired_difference,
     spread,
 )
 from fedtune.comparison.tuning import at_edge
@@ -45,8 +43,6 @@ from fedtune.scenario.loading import validate
 from fedtune.version import versions
 
 FORMAT, WAY_TO_TARGET = 1, 0.95
-ATTACK = "attack.kind"
-Record = dict[str, Any]
 
 
 def comparison_record(directory: ComparisonDirectory) -> Record:
@@ -60,7 +56,7 @@ def comparison_record(directory: ComparisonDirectory) -> Record:
     reference = by_label.get(grid["reference"])
     target = _target(directory.path, reference, metric, section) if reference else None
     families = [_family(directory.path, row, metric, target, section) for row in rows]
-    _add_lost_under_attack(families, metric)
+    add_lost_under_attack(families, metric)
     for family in families:
         family["measures"] = _spreads(family["cells"])
     record = {
@@ -72,7 +68,7 @@ def comparison_record(directory: ComparisonDirectory) -> Record:
         "families": families,
         "privacy": None,
         "skipped": [_only(r, "label", "over", "reason") for r in grid["families"] if r["reason"]],
-        "differences": _differences(families, grid["reference"], metric),
+        "differences": differences(families, grid["reference"], metric),
     }
     return {**record, "claim": claim_record(section.claim, record) if section.claim else None}
 
@@ -202,76 +198,6 @@ def _spreads(cells: Sequence[Mapping[str, Any]]) -> Record:
         values = [one[column.key] for one in done if one.get(column.key) is not None]
         found[column.key] = asdict(spread(values)) if values else None
     return found
-
-
-def _differences(families: Sequence[Record], reference: str, metric: str) -> list[Record]:
-    """Every family's final metric against the reference's, paired by seed, Holm-corrected.
-
-    Seeds that diverged cannot be paired, and would flatter a family by their absence: where one
-    of the two has any, nothing is tested.
-    """
-    base = next((family for family in families if family["label"] == reference), None)
-    if base is None:
-        return []
-    others = [family for family in families if family is not base]
-    pairs = [(other, *_paired(other, base)) for other in others]
-    found = [(o, paired_difference(mine, theirs)) for o, mine, theirs in pairs if mine]
-    lost = [bool(other["diverged"] or base["diverged"]) for other, _ in found]
-    p_values = [None if gone else d.p for (_, d), gone in zip(found, lost, strict=True)]
-    tests = sum(p is not None for p in p_values)
-    rows = []
-    for (other, difference), raw, p in zip(found, p_values, holm(p_values), strict=True):
-        sd, n = difference.spread.sd, difference.spread.n
-        row = {
-            "label": other["label"],
-            "reference": reference,
-            "difference": asdict(difference.spread),
-            "p": raw,
-            "p_holm": p,
-            "rank_p": difference.rank_p if raw is not None else None,
-            "detectable": detectable(sd, n, tests) if raw is not None and sd else None,
-            "verdict": _verdict(difference.spread.mean, p, metric),
-        }
-        rows.append(row)
-    return rows
-
-
-def _verdict(mean: float, p: float | None, metric: str) -> str:
-    if p is None:
-        return "cannot be tested"
-    if p >= LEVEL:
-        return "no difference shown"
-    return "better" if (mean < 0) == better_is_lower(metric) else "worse"
-
-
-def _paired(one: Record, other: Record) -> tuple[list[float], list[float]]:
-    """Final metrics of the seeds that both families have."""
-    mine, theirs = ({c["seed"]: _final(c) for c in family["cells"]} for family in (one, other))
-    seeds = [s for s in mine if mine[s] is not None and theirs.get(s) is not None]
-    return [mine[s] for s in seeds], [theirs[s] for s in seeds]
-
-
-def _final(cell: Record) -> Any:
-    return cell["measures"]["final"] if cell["status"] == "done" else None
-
-
-def _add_lost_under_attack(families: Sequence[Record], metric: str) -> None:
-    """Where the attack is an axis: what each cell lost against its twin without one."""
-    sign = -1.0 if better_is_lower(metric) else 1.0
-    for family in families:
-        calm = [f for f in families if _calm(f["over"], family["over"])]
-        before = {c["seed"]: _final(c) for f in calm for c in f["cells"]}
-        for cell in family["cells"]:
-            first, last = before.get(cell["seed"]), _final(cell)
-            lost = None if first is None or last is None else sign * (first - last)
-            cell["measures"]["lost_under_attack"] = lost
-
-
-def _calm(over: Mapping[str, Any], attacked: Mapping[str, Any]) -> bool:
-    """Whether a combination is the other one without its attack."""
-    if attacked.get(ATTACK, "none") == "none" or over.get(ATTACK) != "none":
-        return False
-    return all(over[key] == value for key, value in attacked.items() if key != ATTACK)
 
 
 def _only(row: Mapping[str, Any], *keys: str) -> Record:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedtune.adapters.kinds import find_kind
-from fedtune.adversaries.crafted import ATTACKS
+from fedtune.adversaries.attacks import ATTACKS
 from fedtune.apps.budget import Budget
 from fedtune.apps.user_budget import UserBudget
 from fedtune.errors import Incompatible, ScenarioError

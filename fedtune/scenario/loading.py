@@ -14,7 +14,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from fedtune.errors import Incompatible, ScenarioError
-from fedtune.scenario.schema import INCOMPATIBLE, Scenario
+from fedtune.scenario.schema import Scenario
+from fedtune.scenario.section import INCOMPATIBLE
 
 Model = TypeVar("Model", bound=BaseModel)
 Overrides = Mapping[str, Any] | Sequence[str]

@@ -18,8 +18,9 @@ from fedtune.scenario.task import TaskSection
 from fedtune.tasks.base import Classification
 from fedtune.tasks.bases import load_base, pretrained, quiet
 from fedtune.tasks.examples import Examples
+from fedtune.tasks.labels import encode_labels
 from fedtune.tasks.pixels import pixel_table
-from fedtune.tasks.sources import TEST_SHARE, encode_labels, load_splits
+from fedtune.tasks.sources import TEST_SHARE, load_splits
 
 DIGITS, DIGITS_RANGE = "builtin:digits", 16.0
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from fedtune.scenario.task import TaskSection
 from fedtune.tasks.base import Batch, Rows
 from fedtune.tasks.cache import made_once, mapped
-from fedtune.tasks.sources import check_values
+from fedtune.tasks.labels import check_values
 
 CACHE_VERSION = 1
 CHUNK = 64

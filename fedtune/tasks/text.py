@@ -12,7 +12,8 @@ from fedtune.scenario.task import TaskSection
 from fedtune.tasks.base import Classification
 from fedtune.tasks.bases import load_base, load_tokenizer
 from fedtune.tasks.examples import Examples
-from fedtune.tasks.sources import encode_labels, keep_single_labels, load_splits
+from fedtune.tasks.labels import encode_labels, keep_single_labels
+from fedtune.tasks.sources import load_splits
 from fedtune.tasks.tokens import Columns, TokenTable, tokenise
 from fedtune.tasks.words import INTENTS, intents
 

@@ -9,11 +9,13 @@ import torch
 from peft import LoraConfig
 
 from fedtune.adapters.config import DETECTED, PASSED_ON, RENAMED, lora_config
-from fedtune.adapters.layout import Layout, TensorSpec, initial_tensors
+from fedtune.adapters.initial import initial_tensors
+from fedtune.adapters.layout import Layout, TensorSpec
 from fedtune.cohort.onebyone import SequentialBackend
 from fedtune.cohort.together import CohortBackend
 from fedtune.errors import ScenarioError
-from fedtune.scenario.schema import AdapterSection, LocalSection
+from fedtune.scenario.adapter import AdapterSection
+from fedtune.scenario.local import LocalSection
 from tests.cohort import kit
 
 

@@ -12,7 +12,7 @@ from fedtune.adapters import ranked
 from fedtune.adapters.ranked import Ternary
 from fedtune.cohort.onebyone import SequentialBackend
 from fedtune.cohort.together import CohortBackend
-from fedtune.scenario.schema import LocalSection
+from fedtune.scenario.local import LocalSection
 from tests.cohort import kit
 
 SEEDS = st.integers(0, 2**31)

@@ -7,21 +7,9 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from fedtune.adversaries.crafted import (
-    ALIE,
-    ATTACKS,
-    IPM,
-    Adaptive,
-    Gaussian,
-    Knowledge,
-    Mimic,
-    MinMax,
-    MinSum,
-    NonFinite,
-    Scaling,
-    SignFlip,
-    Uniform,
-)
+from fedtune.adversaries.attacks import ATTACKS
+from fedtune.adversaries.colluding import ALIE, IPM, Adaptive, Mimic, MinMax, MinSum
+from fedtune.adversaries.crafted import Gaussian, Knowledge, NonFinite, Scaling, SignFlip, Uniform
 from fedtune.rules import make_rule
 from tests.rules.kit import updates
 

@@ -18,11 +18,12 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from fedtune.adapters.layout import read_layout
+from fedtune.adapters.reading import read_layout
 from fedtune.adapters.wrap import Adapted, PretrainedBase, wrap
 from fedtune.cohort.backend import Setting
 from fedtune.cohort.plan import ClientWork, plan_work
-from fedtune.scenario.schema import AdapterSection, LocalSection
+from fedtune.scenario.adapter import AdapterSection
+from fedtune.scenario.local import LocalSection
 from fedtune.tasks.base import Classification, Table
 
 VOCABULARY = 40

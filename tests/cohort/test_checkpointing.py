@@ -10,7 +10,7 @@ from fedtune.cohort.onebyone import SequentialBackend
 from fedtune.cohort.sizing import client_bytes
 from fedtune.cohort.together import CohortBackend
 from fedtune.errors import ScenarioError
-from fedtune.scenario.schema import LocalSection
+from fedtune.scenario.local import LocalSection
 from fedtune.tasks.conv import ConvConfig, ConvForImageClassification
 from tests.cohort import kit
 from tests.runs.kit import small

@@ -15,7 +15,7 @@ from fedtune.cohort.probe import choose_backend
 from fedtune.cohort.sizing import client_bytes
 from fedtune.cohort.together import CohortBackend
 from fedtune.errors import ClientFailure, RunError
-from fedtune.scenario.schema import LocalSection
+from fedtune.scenario.local import LocalSection
 from tests.cohort import kit
 
 

@@ -14,7 +14,7 @@ from fedtune.cohort.plan import plan_work
 from fedtune.cohort.pull import Pull
 from fedtune.cohort.stacked import adapted_layers
 from fedtune.cohort.together import CohortBackend
-from fedtune.scenario.schema import EarlyStopping, LocalSection
+from fedtune.scenario.local import EarlyStopping, LocalSection
 from tests.cohort import kit
 
 FLOAT64 = 1e-8

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fedtune.cohort.engine import EVALUATION_POSITIONS, cohorts, evaluation_batches
 from fedtune.cohort.plan import plan_work
-from fedtune.scenario.schema import LocalSection
+from fedtune.scenario.local import LocalSection
 from tests.cohort import kit
 
 GROUPED = LocalSection(epochs=2, batch_size=4, group_by_length=True)

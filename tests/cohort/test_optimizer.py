@@ -7,7 +7,7 @@ import torch
 
 from fedtune.cohort.onebyone import make_optimizer
 from fedtune.cohort.optimizer import StackedOptimizer
-from fedtune.scenario.schema import LocalSection
+from fedtune.scenario.local import LocalSection
 from tests.cohort.test_equality import OPTIMIZERS
 
 

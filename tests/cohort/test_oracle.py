@@ -10,7 +10,7 @@ from peft import get_peft_model_state_dict
 from torch.func import functional_call
 
 from fedtune.cohort.together import CohortBackend
-from fedtune.scenario.schema import LocalSection
+from fedtune.scenario.local import LocalSection
 from tests.cohort import kit
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedtune.cohort.plan import out_of_patience, plan_work, step_rates
-from fedtune.scenario.schema import EarlyStopping, LocalSection
+from fedtune.scenario.local import EarlyStopping, LocalSection
 
 
 def plan(rows, local, client=0, server_round=1, seed=0):

@@ -21,7 +21,7 @@ from fedtune.cohort.stacked import StackedLoRA
 from fedtune.cohort.together import CohortBackend
 from fedtune.privacy.example import ExampleNoise
 from fedtune.privacy.streams import Streams
-from fedtune.scenario.schema import LocalSection
+from fedtune.scenario.local import LocalSection
 from tests.cohort.kit import SIZES, bert, distance, gpt2, roberta, setting, stirred, vit
 
 SGD = LocalSection(optimizer="sgd", lr=0.5, steps=3, batch_size=4)

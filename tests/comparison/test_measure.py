@@ -7,8 +7,8 @@ import math
 
 import pytest
 
+from fedtune.comparison.differences import _add_lost_under_attack, _differences
 from fedtune.comparison.measure import best_of, looks_of, measure, reached
-from fedtune.comparison.record import _add_lost_under_attack, _differences
 from fedtune.runs.directory import RunDirectory
 
 

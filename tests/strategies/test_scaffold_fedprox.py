@@ -13,7 +13,7 @@ from fedtune.apps.rounds import ClientView, Train
 from fedtune.cohort.plan import ClientResult
 from fedtune.runs.build import build
 from fedtune.runs.checkpoints import load_checkpoint
-from fedtune.scenario.schema import LocalSection
+from fedtune.scenario.local import LocalSection
 from strategies import SCAFFOLD, FedAvg
 from strategies.scaffold import CONTROL, scaffold_round
 from tests.runs.kit import adapter_bytes, lines, small
