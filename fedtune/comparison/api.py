@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -160,10 +161,11 @@ def _go(
 ) -> ComparisonDirectory:
     execution = Execution(base, directory, observer or ConsoleGrid(quiet=True), name, command)
     directory.check_free()
-    execution.check()
-    with directory.locked():
-        directory.write_settings(with_absolute_paths(base))
-        execution.train()
+    with closing(execution.library):
+        execution.check()
+        with directory.locked():
+            directory.write_settings(with_absolute_paths(base))
+            execution.train()
     report(directory.path)
     if lost := failed(directory.record):
         raise RunError(f"{len(lost)} of the runs failed; {lost[0]}")

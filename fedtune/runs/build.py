@@ -110,7 +110,7 @@ def build(
     adversary = make_adversary(scenario, task)
     runner, reason = make_engine(scenario, task, adversary, device, dtype, resolved, on_resolve)
     if outer is None:
-        runner = with_workers(runner, scenario, task, adversary, parts)
+        runner = with_workers(runner, scenario, task, adversary, parts, library)
     store = MemoryStore()
     clients = _clients(scenario, strategy, task, runner, store, folder)
     budget = clients.budget

@@ -12,6 +12,7 @@ from fedtune.errors import RunError, ScenarioError
 from fedtune.runs.engines import DTYPES, make_engine, prepare_torch
 from fedtune.scenario.schema import EngineSection, Scenario
 from fedtune.tasks.base import Data
+from fedtune.tasks.library import Library
 from fedtune.tasks.load import Parts, Task, load_task
 from fedtune.workers.cluster import Machine, connect, room, this_machine
 from fedtune.workers.engine import SpreadEngine
@@ -22,9 +23,17 @@ CORES = 4
 
 
 def with_workers(
-    engine: Engine, scenario: Scenario, task: Task, adversary: Adversary, parts: Parts
+    engine: Engine,
+    scenario: Scenario,
+    task: Task,
+    adversary: Adversary,
+    parts: Parts,
+    library: Library | None = None,
 ) -> Engine:
     """The engine, spread over Ray workers where the scenario wants some.
+
+    Args:
+        library: lends workers that another run of this process had.
 
     Raises:
         ScenarioError: if Ray is absent, or has too few cores or GPUs.
@@ -39,20 +48,23 @@ def with_workers(
     )
     own = scenario.model_copy(update={"engine": section})
     make = partial(hold, own, None if callable(parts) else parts, engine.resolved.backend)
-    pool = Pool(make, count, cores, cards, scenario.engine.ray_address)
-    return SpreadEngine(engine, pool, named_data(task, adversary))
+    hired = partial(Pool, count, cores, cards, section.ray_address)
+    pool = library.keep(hired.args, hired) if library else hired()
+    pool.holds(make)
+    return SpreadEngine(engine, pool, named_data(task, adversary), library is not None)
 
 
-def hold(scenario: Scenario, parts: Parts, backend: str) -> Holding:
+def hold(scenario: Scenario, parts: Parts, backend: str, library: Library) -> Holding:
     """What a worker loads: the base with its adapter, and the data.
 
     Args:
         scenario: with the engine of the worker.
         parts: the rows of each client, where they were dealt before.
         backend: the one that the run has.
+        library: lends what the worker loaded for another run.
     """
     device, dtype = prepare_torch(scenario.engine, None), DTYPES[scenario.engine.precision]
-    task = load_task(scenario, device, dtype, parts)
+    task = load_task(scenario, device, dtype, parts, library)
     adversary = make_adversary(scenario, task)
     resolved = Resolved(backend, str(device), torch.get_num_threads())
     engine, reason = make_engine(scenario, task, adversary, device, dtype, resolved)

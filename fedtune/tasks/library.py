@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -13,6 +14,16 @@ from fedtune.adapters.wrap import inside
 from fedtune.tasks.examples import Examples
 
 Key = tuple[str, str, str, tuple[str, ...]]
+
+
+class Closable(Protocol):
+    """What is ended by `close`."""
+
+    def close(self) -> None:
+        """End it."""
+
+
+Kept = TypeVar("Kept", bound=Closable)
 
 
 class Library:
@@ -25,6 +36,20 @@ class Library:
     def __init__(self) -> None:
         self._key: Key | None = None
         self._held: Examples | None = None
+        self._kept: tuple[Hashable, Any] | None = None
+
+    def keep(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
+        """What runs use one after another; that of another key is closed first."""
+        if self._kept is None or self._kept[0] != key:
+            self.close()
+            self._kept = key, make()
+        return cast(Kept, self._kept[1])
+
+    def close(self) -> None:
+        """Close what was kept."""
+        if self._kept is not None:
+            self._kept[1].close()
+            self._kept = None
 
     def borrow(
         self,

@@ -33,13 +33,16 @@ class SpreadEngine(Engine):
         engine: the same without workers.
         pool: the workers.
         named: the data that workers hold, by name.
+        lent: whether others use the workers afterwards.
     """
 
-    def __init__(self, engine: Engine, pool: Pool, named: Mapping[str, Data]) -> None:
+    def __init__(
+        self, engine: Engine, pool: Pool, named: Mapping[str, Data], lent: bool = False
+    ) -> None:
         super().__init__(
             engine.backend, engine.setting, engine.resolved, engine.cohort_size, engine.on_resolve
         )
-        self.pool, self.named = pool, named
+        self.pool, self.named, self.lent = pool, named, lent
         self._sent = 0
 
     @property
@@ -90,8 +93,9 @@ class SpreadEngine(Engine):
         return self.pool.peaks()
 
     def close(self) -> None:
-        """End the workers."""
-        self.pool.close()
+        """End the workers, unless they are lent."""
+        if not self.lent:
+            self.pool.close()
 
     def _put(self, shared: Sequence[Tensor]) -> Any:
         """Send tensors that parcels share; gives what stands for them."""

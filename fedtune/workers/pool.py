@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fedtune.errors import RunError, ScenarioError, first_line
 from fedtune.version import versions
 from fedtune.workers.cluster import connect, disconnect, is_connected, room
-from fedtune.workers.worker import Holding, Worker
+from fedtune.workers.worker import Make, Worker
 
 LIVES = 3  # of a piece of work: workers that may die over it
 START = 900.0  # seconds until a worker must be up
@@ -18,10 +18,10 @@ START = 900.0  # seconds until a worker must be up
 class Pool:
     """Workers on Ray, on this machine or on a cluster that is up.
 
-    Ray is connected to when the first piece of work comes.
+    Ray is connected to when the first piece of work comes. Several runs may use a pool, one after
+    another.
 
     Args:
-        make: loads what a worker holds; runs in each of them.
         count: number of workers.
         cores: of each worker.
         cards: GPUs of each worker.
@@ -30,18 +30,27 @@ class Pool:
 
     def __init__(
         self,
-        make: Callable[[], Holding],
         count: int,
         cores: int,
         cards: int,
         address: str | None = None,
     ) -> None:
-        self.make, self.count, self.cores, self.cards = make, count, cores, cards
-        self.address = address
+        self.count, self.cores, self.cards, self.address = count, cores, cards, address
         self.deaths = 0
+        self._make: Make | None = None
+        self._made: Any = None
         self._actors: list[Any] = []
         self._coming: dict[Any, int] = {}
         self._stillborn = 0
+
+    def holds(self, make: Make) -> None:
+        """Settle what workers hold; those that are up load it before the next piece of work.
+
+        Args:
+            make: loads it; runs in each of them.
+        """
+        self._make, self._made = make, None
+        self.deaths = self._stillborn = 0
 
     def put(self, thing: Any) -> Any:
         """Send something to all workers of a machine at once; gives what stands for it."""
@@ -183,8 +192,28 @@ class Pool:
             disconnect()
 
     def _start(self) -> None:
-        if self._actors:
-            return
+        """See to it that workers are up, and hold what they should."""
+        if self._actors and self._made is None:
+            try:
+                self._tell()
+            except RunError:  # one was lost since it was last used
+                self.close()
+        if not self._actors:
+            self._hire()
+
+    def _tell(self) -> None:
+        """Have all workers hold something else; those that are coming do once they are up."""
+        import ray
+
+        self._made = ray.put(self._make)
+        told = [actor.hold.remote(self._made) for actor in self._actors]
+        self._coming = {told[index]: index for index in self._coming.values()}
+        try:
+            ray.get([one for one in told if one not in self._coming], timeout=START)
+        except ray.exceptions.RayError as error:
+            raise RunError(f"a worker failed: {_cause(error)}") from error
+
+    def _hire(self) -> None:
         self._joined = self.address is not None or not is_connected()
         machines = connect(self.address, self.count * self.cores)
         if room(machines, self.cores, self.cards) < self.count:
@@ -195,7 +224,7 @@ class Pool:
             )
         import ray
 
-        self._made = ray.put(self.make)
+        self._made = ray.put(self._make)
         self._actors = [self._actor() for _ in range(self.count)]
         try:
             found = self.everywhere("hello")

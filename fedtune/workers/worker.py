@@ -12,9 +12,16 @@ from torch import Tensor
 
 from fedtune.cohort.backend import Backend
 from fedtune.cohort.jobs import Job, Sums, attempt, look
-from fedtune.cohort.sizing import fitting_size, out_of_memory, peak_memory, release
+from fedtune.cohort.sizing import (
+    fitting_size,
+    forget_peak_memory,
+    out_of_memory,
+    peak_memory,
+    release,
+)
 from fedtune.cohort.together import CohortBackend
 from fedtune.tasks.base import Data, Rows
+from fedtune.tasks.library import Library
 from fedtune.version import versions
 from fedtune.workers.packing import Flat, Parcel, pack, unpack
 
@@ -45,6 +52,9 @@ class Common:
     flats: list[Flat]
 
 
+Make = Callable[[Library], Holding]
+
+
 class Worker:
     """An actor: takes parcels, gives parcels.
 
@@ -52,10 +62,22 @@ class Worker:
         make: loads what it holds.
     """
 
-    def __init__(self, make: Callable[[], Holding]) -> None:
-        self.held = make()
-        self._number = -1
-        self._shared: list[Tensor] = []
+    def __init__(self, make: Make) -> None:
+        self._library = Library()
+        self._held: list[Holding] = []
+        self.hold(make)
+
+    def hold(self, make: Make) -> None:
+        """Hold something else; a base and data that both agree on stay."""
+        self._held.clear()
+        self._number, self._shared = -1, list[Tensor]()
+        self._held.append(make(self._library))
+        forget_peak_memory(self._device)
+
+    @property
+    def held(self) -> Holding:
+        """What it holds."""
+        return self._held[0]
 
     def hello(self) -> dict[str, str]:
         """Versions of what it computes with, once it holds everything."""

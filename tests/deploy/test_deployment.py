@@ -47,7 +47,7 @@ def simulated_run(tmp_path, **changes):
         {"strategy__name": "fedavg", "run__rounds": 3},
         {"strategy__name": "fed-sb", "run__rounds": 2, "adapter__init_examples": 4},
         {"strategy__name": "fedex-lora", "run__rounds": 3},
-        {"strategy__name": "scaffold", "run__rounds": 3},
+        {"strategy__name": "scaffold", "run__rounds": 3, "task__train_examples": 240},
     ],
     ids=lambda method: method["strategy__name"],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 SMALL = {
+    "task.test_examples": 120,
     "clients.count": 6,
     "clients.participation.value": 0.5,
     "clients.partition": {"kind": "dirichlet", "alpha": 1.0},

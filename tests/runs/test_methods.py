@@ -72,7 +72,7 @@ def wide(encoder, **changes):
     return small(
         task__base=encoder, adapter__rank=RANK, task__head="frozen",
         clients__count=CLIENTS, clients__participation__value=1.0,
-        clients__partition={"kind": "iid"}, local__steps=1, **changes,
+        clients__partition={"kind": "iid"}, local__steps=1, task__train_examples=96, **changes,
     )  # fmt: skip
 
 

@@ -195,10 +195,10 @@ def test_engines_agree(tmp_path):
 def test_an_error_quotes_no_data(monkeypatch):
     federation = built(**SECRET)
 
-    def broken(rows):
+    def broken(data, rows):
         raise ValueError("label 'Jane Doe' of row 7")
 
-    monkeypatch.setattr(federation.engine.setting.data, "gather", broken)
+    monkeypatch.setattr(type(federation.engine.setting.data), "gather", broken)
     with federation.serving.serving(), pytest.raises(ClientFailure) as caught:
         one_round(federation, start_state(federation, None), 1)
     assert "Jane" not in str(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from contextlib import closing
 
 import pytest
@@ -14,6 +15,7 @@ from fedtune.runs.build import build
 from fedtune.runs.loop import start_state
 from fedtune.runs.settling import settle_paths
 from fedtune.scenario import load_scenario
+from fedtune.tasks.library import Library
 from fedtune.workers.engine import SpreadEngine
 from fedtune.workers.packing import pack, shared_by
 from tests.runs.kit import small
@@ -29,7 +31,7 @@ def cluster(tmp_path_factory):
     """Ray, started once for all tests, and the file by which jobs know that they were here."""
     mark = tmp_path_factory.mktemp("mark") / "here"
     os.environ[jobs.MARK] = str(mark)
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=6, include_dashboard=False, log_to_driver=False)
     yield mark
     ray.shutdown()
 
@@ -128,16 +130,23 @@ RUNS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["scaffold", *(pytest.param(n, marks=pytest.mark.long) for n in RUNS if n != "scaffold")],
-)
+@pytest.fixture(scope="module")
+def library(cluster):
+    """Lends its workers to one run after another, as a comparison does."""
+    with closing(Library()) as made:
+        yield made
+
+
+@pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("workers", [WORKERS, pytest.param(3, marks=pytest.mark.long)])
-def test_a_run_does_not_depend_on_the_number_of_workers(tmp_path, name, workers):
+def test_a_run_does_not_depend_on_the_number_of_workers(tmp_path, library, name, workers):
     overrides = small(engine__precision="float64", **RUNS[name])
     alone = fedtune.run("quickstart", overrides, tmp_path / "alone")
     spread = fedtune.run(
-        "quickstart", {**overrides, "engine.workers": workers}, tmp_path / "spread"
+        "quickstart",
+        {**overrides, "engine.workers": workers},
+        tmp_path / "spread",
+        library=library,
     )
     mine, theirs = ([line["eval"]["loss"] for line in run.metrics] for run in (alone, spread))
     assert theirs == pytest.approx(mine, rel=1e-6)
@@ -146,17 +155,40 @@ def test_a_run_does_not_depend_on_the_number_of_workers(tmp_path, name, workers)
     if name != "fedavg":
         return
     longer = {"run.rounds": 3}
-    mine, theirs = (fedtune.resume(run.path, longer).metrics[-1] for run in (alone, spread))
+    mine = fedtune.resume(alone.path, longer).metrics[-1]
+    theirs = fedtune.resume(spread.path, longer, library=library).metrics[-1]
     assert theirs["eval"]["loss"] == pytest.approx(mine["eval"]["loss"], rel=1e-6)
     assert theirs["bytes_up"] == mine["bytes_up"]
+
+
+def test_workers_are_lent_to_the_next_run_which_gives_the_same(tmp_path, library):
+    """Another method, other clients' data and other precision between two equal runs."""
+    changes = [
+        {"engine.precision": "float64"},
+        {"strategy.name": "ffa-lora", "clients.partition": {"kind": "iid"}},
+        {"engine.precision": "float64"},
+    ]
+    found, processes = [], []
+    for index, more in enumerate(changes):
+        out = tmp_path / str(index)
+        options = {**small(), **more, "engine.workers": WORKERS}
+        run = fedtune.run("quickstart", options, out, library=library, pictures=False)
+        found.append([line["eval"]["loss"] for line in run.metrics])
+        pool = library.keep((WORKERS, 1, 0, None), lambda: pytest.fail("not the same workers"))
+        processes.append(set(pool.everywhere("process")))
+    assert processes[0] == processes[1] == processes[2]
+    assert found[0] == found[2] != found[1]
+    os.kill(min(processes[0]), signal.SIGKILL)
+    run = fedtune.run("quickstart", options, tmp_path / "after", library=library, pictures=False)
+    assert [line["eval"]["loss"] for line in run.metrics] == found[0]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (
-            {"engine.workers": 5},
-            "engine.workers = 5: of 1 cores and 0 GPUs each, Ray has room for 4",
+            {"engine.workers": 7},
+            "engine.workers = 7: of 1 cores and 0 GPUs each, Ray has room for 6",
         ),
         ({"engine.workers": 2, "engine.device": "cuda:1"}, "engine.device = 'cuda:1'"),
     ],
