@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from fedtune.comparison.differences import _add_lost_under_attack, _differences
+from fedtune.comparison.differences import _differences, add_lost_under_attack
 from fedtune.comparison.measure import best_of, looks_of, measure, reached
 from fedtune.runs.directory import RunDirectory
 
@@ -89,7 +89,7 @@ def test_what_an_attack_costs_is_paired_with_the_run_without_it():
         family("a x", [0.5, 0.6], **{"strategy.name": "a", "attack.kind": "ipm"}),
         family("b x", [0.6, None], **{"strategy.name": "b", "attack.kind": "ipm"}),
     ]
-    _add_lost_under_attack(families, "accuracy")
+    add_lost_under_attack(families, "accuracy")
     lost = [[c["measures"]["lost_under_attack"] for c in f["cells"]] for f in families]
     assert lost[0] == lost[1] == [None, None]
     assert lost[2] == pytest.approx([0.4, 0.2])
