@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from fedtune.comparison.differences import _differences, add_lost_under_attack
+from fedtune.comparison.differences import add_lost_under_attack, differences
 from fedtune.comparison.measure import best_of, looks_of, measure, reached
 from fedtune.runs.directory import RunDirectory
 
@@ -65,7 +65,7 @@ def family(label, finals, **over):
 def test_differences_are_paired_by_seed_and_only_over_seeds_that_both_have():
     reference = family("a", [0.80, 0.90, 0.70, None])
     other = family("b", [0.85, 0.96, None, 0.10])
-    (found,) = _differences([reference, other], "a", "accuracy")
+    (found,) = differences([reference, other], "a", "accuracy")
     assert found["difference"]["n"] == 2
     assert found["difference"]["mean"] == pytest.approx(0.055)
     assert found["verdict"] == "no difference shown"
@@ -76,10 +76,10 @@ def test_differences_are_paired_by_seed_and_only_over_seeds_that_both_have():
 def test_a_verdict_knows_which_way_is_better(metric, verdict):
     reference = family("a", [1.0, 1.1, 0.9, 1.05])
     other = family("b", [2.0, 2.11, 1.9, 2.06])
-    (found,) = _differences([reference, other], "a", metric)
+    (found,) = differences([reference, other], "a", metric)
     assert found["verdict"] == verdict
     same = family("c", [1.5, 1.6, 1.4, 1.55])
-    assert _differences([reference, same], "a", metric)[0]["verdict"] == "cannot be tested"
+    assert differences([reference, same], "a", metric)[0]["verdict"] == "cannot be tested"
 
 
 def test_what_an_attack_costs_is_paired_with_the_run_without_it():
@@ -101,7 +101,7 @@ def test_a_family_that_diverged_under_some_seed_is_not_tested_by_the_seeds_that_
     reference = family("a", [0.5, 0.52, 0.51, 0.53])
     other = family("b", [0.9, 0.91, 0.92, math.inf])
     sound = family("c", [0.9, 0.91, 0.93, 0.92])
-    found = _differences([reference, other, sound], "a", "accuracy")
+    found = differences([reference, other, sound], "a", "accuracy")
     assert [one["verdict"] for one in found] == ["cannot be tested", "better"]
     assert found[0]["difference"]["n"] == 3
     assert found[1]["p"] == found[1]["p_holm"]
