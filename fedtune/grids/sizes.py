@@ -72,10 +72,13 @@ def _envelope(message: Message) -> int:
         told.run_id, told.src_node_id, told.dst_node_id, told.src_task_id, told.dst_task_id,
         told.reply_to_message_id, told.group_id, told.message_type, told.ttl, told.created_at,
     )  # fmt: skip
-    return _once((Message, _widths(fields)), lambda: envelope_bytes(message))
+    unset = told.ttl == 0.0, told.created_at == 0.0  # protocol buffers leave these out
+    return _once((Message, unset, _widths(fields)), lambda: envelope_bytes(message))
 
 
 def _values(record: MetricRecord | ConfigRecord) -> int:
+    if any(isinstance(value, list) for value in record.values()):
+        return len(record.deflate())
     key = (type(record), tuple(record), _widths(record.values()))
     return _once(key, lambda: len(record.deflate()))
 
@@ -99,8 +102,6 @@ def _width(value: object) -> Hashable:
         return type(value), value < 0, (~value if value < 0 else value).bit_length()
     if isinstance(value, str | bytes):
         return type(value), len(value.encode() if isinstance(value, str) else value)
-    if isinstance(value, list):
-        return _widths(value)
     return type(value).__name__
 
 

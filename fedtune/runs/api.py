@@ -62,7 +62,8 @@ def run(
         observer: shows the run while it goes on.
         grid: Flower's grid, in a ServerApp; without one, `engine.kind = "flower"` starts its own
             SuperLink and Simulation Runtime.
-        library: lends model and data to several runs of one process.
+        library: lends model, data and Ray workers to several runs of one process, one after
+            another; close it at the end.
         pictures: whether curves and partition are drawn.
 
     Returns:
@@ -110,7 +111,8 @@ def resume(
         overrides: `run.rounds`, `run.eval_every` or `run.checkpoint_every`; the rest is settled.
         observer: shows the run while it goes on.
         grid: Flower's grid, in a ServerApp.
-        library: lends model and data to several runs of one process.
+        library: lends model, data and Ray workers to several runs of one process, one after
+            another; close it at the end.
         pictures: whether curves and partition are drawn.
 
     Raises:

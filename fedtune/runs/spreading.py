@@ -40,6 +40,8 @@ def with_workers(
     """
     section = scenario.engine
     if section.kind == "flower" or section.workers is None:
+        if library is not None:
+            library.close()  # workers of an earlier run would hold memory for nothing
         return engine
     count, cores, cards = _planned(section, engine.resolved)
     engine.resolved.workers = count, cores, cards
@@ -50,8 +52,7 @@ def with_workers(
     make = partial(hold, own, None if callable(parts) else parts, engine.resolved.backend)
     hired = partial(Pool, count, cores, cards, section.ray_address)
     pool = library.keep(hired.args, hired) if library else hired()
-    pool.holds(make)
-    return SpreadEngine(engine, pool, named_data(task, adversary), library is not None)
+    return SpreadEngine(engine, pool, make, named_data(task, adversary), library is not None)
 
 
 def hold(scenario: Scenario, parts: Parts, backend: str, library: Library) -> Holding:

@@ -86,7 +86,8 @@ class Messenger(Hooks, FlowerFedAvg):
         arrays, versions = self.downlink.record(client)
         more, said = self.also(client)
         own = about.copy()
-        own.update(versions, **said)
+        if versions or said:
+            own.update({**versions, **said, "server-round": about["server-round"]})
         content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: own})
         if more is not None:
             content[ALSO] = more

@@ -11,10 +11,15 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
+from datasets import Dataset
+from datasets import Image as ImageFeature
 from datasets.fingerprint import Hasher
 from numpy.typing import NDArray
 from torch import Tensor
+
+from fedtune.errors import ScenarioError, first_line
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -30,14 +35,47 @@ def made_once(kind: str, key: tuple[Any, ...], make: Callable[[Path, Path], None
     """
     folder = Path(datasets.config.HF_DATASETS_CACHE) / f"fedtune-{kind}" / Hasher.hash(key)
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
+        with _beside(folder) as beside:
             made = Path(beside) / "made"
             made.mkdir()
             make(made, Path(beside))
-            with suppress(OSError):  # another process was first
+            try:
                 made.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was first
+                    raise
     return {file.stem: np.load(file, mmap_mode="r") for file in sorted(folder.glob("*.npy"))}
+
+
+def _beside(folder: Path) -> tempfile.TemporaryDirectory[str]:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(dir=folder.parent)
+    except OSError as error:
+        raise ScenarioError(
+            f"{str(folder.parent)!r}: cannot be written ({first_line(error)}); HF_DATASETS_CACHE "
+            "names another folder"
+        ) from None
+
+
+def identity(rows: Dataset, column: str | None = None) -> tuple[Any, ...]:
+    """What tells rows from others: their fingerprint, and when files that it knows by name changed.
+
+    Args:
+        rows: of a split.
+        column: of files, whose values may be no more than their names.
+    """
+    files = {file["filename"] for file in rows.cache_files}
+    if column is not None and isinstance(rows.features[column], ImageFeature):
+        kept = rows.data.column(column).combine_chunks()
+        kept = kept.combine_chunks() if isinstance(kept, pa.ChunkedArray) else kept
+        files |= set(kept.field("path").filter(kept.field("bytes").is_null()).to_pylist())
+    stamps = []
+    for file in sorted(file for file in files if file):
+        with suppress(OSError):  # a name that is no file of this machine
+            about = Path(file).stat()
+            stamps.append((about.st_mtime_ns, about.st_size))
+    return rows._fingerprint, stamps
 
 
 def mapped(values: NDArray[Any]) -> Tensor:

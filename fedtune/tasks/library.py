@@ -30,7 +30,7 @@ class Library:
     """Holds what was loaded last, and lends it out.
 
     Each run gets modules of its own over shared parameters: PEFT puts adapters on its copy, and the
-    head, which is trained, is copied too.
+    head, which is trained, is copied too. What runs keep beside (Ray workers) ends with `close`.
     """
 
     def __init__(self) -> None:

@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
+import transformers
 from datasets import Dataset
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from fedtune.errors import ScenarioError
 from fedtune.scenario.task import TaskSection
 from fedtune.tasks.base import Batch, Rows
-from fedtune.tasks.cache import made_once, mapped
+from fedtune.tasks.cache import identity, made_once, mapped
 from fedtune.tasks.labels import check_values
 
 CACHE_VERSION = 1
@@ -85,13 +88,20 @@ def pixel_table(
         channels: 1 or 3, of the model.
 
     Raises:
-        ScenarioError: for a value that is no image.
+        ScenarioError: for a value that is no image, or a processor that makes several sizes or
+            is for another number of channels.
     """
     state = sorted((k, repr(v)) for k, v in processor.to_dict().items())
-    key = (CACHE_VERSION, rows._fingerprint, task.image, type(processor).__name__, state, channels)
+    by = type(processor).__name__, transformers.__version__, PIL.__version__
+    key = (CACHE_VERSION, identity(rows, task.image), task.image, by, state, channels)
 
     def make(made: Path, beside: Path) -> None:
         affine = affine_of(processor, channels)
+        if affine.shape[1] != channels:
+            raise ScenarioError(
+                f"task.base = {task.base!r}: its image processor is for {affine.shape[1]} "
+                f"channels, the model takes {channels}"
+            )
         if not _write(made, _values(task, rows, processor, channels), len(rows), affine):
             _write(made, _values(task, rows, processor, channels), len(rows), None)
 
@@ -105,24 +115,33 @@ def affine_of(processor: Any, channels: int) -> Tensor:
 
     def setting(switch: str, name: str, default: float) -> Tensor:
         value = getattr(processor, name, None) if getattr(processor, switch, False) else None
-        return torch.as_tensor(default if value is None else value, dtype=torch.float64)
+        wide = torch.as_tensor(default if value is None else value, dtype=torch.float64)
+        return wide.reshape(-1)
 
     factor = setting("do_rescale", "rescale_factor", 1.0)
     mean = setting("do_normalize", "image_mean", 0.0)
     std = setting("do_normalize", "image_std", 1.0)
-    parts = [part.expand(channels) for part in (factor / std, -mean / std)]
-    return torch.stack(parts)[:, :, None, None]
+    affine = torch.stack(torch.broadcast_tensors(factor / std, -mean / std))
+    return (affine.expand(2, channels) if affine.shape[1] == 1 else affine)[:, :, None, None]
 
 
 def _values(task: TaskSection, rows: Dataset, processor: Any, channels: int) -> Iterable[Tensor]:
     """What the processor makes of the images, a chunk at a time."""
     mode, column = "L" if channels == 1 else "RGB", task.image
-    for start in range(0, len(rows), CHUNK):
-        images = rows[start : start + CHUNK][column]
+    only, shape = rows.select_columns([column]), None
+    for start in range(0, len(only), CHUNK):
+        images = only[start : start + CHUNK][column]
         check_values(task, column, images, Image.Image, start)
         arrays = [np.atleast_3d(np.asarray(image.convert(mode))) for image in images]
         made = processor(arrays, return_tensors="pt", input_data_format="channels_last")
-        yield made["pixel_values"].float()
+        values = made["pixel_values"].float()
+        shape = shape or values.shape[1:]
+        if values.shape[1:] != shape:
+            raise ScenarioError(
+                f"task.base = {task.base!r}: its image processor makes images of several sizes, "
+                f"{tuple(shape)} and, from row {start} on, {tuple(values.shape[1:])}"
+            )
+        yield values
 
 
 def _write(made: Path, chunks: Iterable[Tensor], rows: int, affine: Tensor | None) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from fedtune.tasks.base import Batch, Rows
-from fedtune.tasks.cache import Arrays, made_once, mapped
+from fedtune.tasks.cache import Arrays, identity, made_once, mapped
 
 IGNORED = -100
 CACHE_VERSION = 2
@@ -123,7 +123,7 @@ def tokenise(
     Returns:
         The columns as arrays mapped from disk: those of tokens flat, with `offsets` of their rows.
     """
-    key = (CACHE_VERSION, rows._fingerprint, tokenizer_state(tokenizer), settings)
+    key = (CACHE_VERSION, identity(rows), tokenizer_state(tokenizer), settings)
     return made_once("tokens", key, lambda made, beside: _encode(made, beside, rows, encode))
 
 

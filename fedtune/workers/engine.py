@@ -16,7 +16,7 @@ from fedtune.errors import ClientFailure
 from fedtune.tasks.base import Data, Rows
 from fedtune.workers.packing import Flat, pack, shared_by, unpack
 from fedtune.workers.pool import Pool
-from fedtune.workers.worker import Common
+from fedtune.workers.worker import Common, Make
 
 PIECES = 2  # cohorts for each worker
 CHUNKS = 4  # of an evaluation, for each worker
@@ -32,17 +32,23 @@ class SpreadEngine(Engine):
     Args:
         engine: the same without workers.
         pool: the workers.
+        make: loads what they hold.
         named: the data that workers hold, by name.
         lent: whether others use the workers afterwards.
     """
 
     def __init__(
-        self, engine: Engine, pool: Pool, named: Mapping[str, Data], lent: bool = False
+        self,
+        engine: Engine,
+        pool: Pool,
+        make: Make,
+        named: Mapping[str, Data],
+        lent: bool = False,
     ) -> None:
         super().__init__(
             engine.backend, engine.setting, engine.resolved, engine.cohort_size, engine.on_resolve
         )
-        self.pool, self.named, self.lent = pool, named, lent
+        self.pool, self.make, self.named, self.lent = pool, make, named, lent
         self._sent = 0
 
     @property
@@ -98,7 +104,11 @@ class SpreadEngine(Engine):
             self.pool.close()
 
     def _put(self, shared: Sequence[Tensor]) -> Any:
-        """Send tensors that parcels share; gives what stands for them."""
+        """Send tensors that parcels share; gives what stands for them.
+
+        All work begins with it, so here workers come to hold what is this run's.
+        """
+        self.pool.holds(self.make)
         self._sent += 1
         return self.pool.put(Common(self._sent, [Flat.of(tensor) for tensor in shared]))
 

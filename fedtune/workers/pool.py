@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from fedtune.errors import RunError, ScenarioError, first_line
@@ -49,6 +50,8 @@ class Pool:
         Args:
             make: loads it; runs in each of them.
         """
+        if make is self._make:
+            return
         self._make, self._made = make, None
         self.deaths = self._stillborn = 0
 
@@ -128,6 +131,9 @@ class Pool:
         except GeneratorExit:  # whoever asked has seen enough: what was begun ends first
             ray.wait(list(busy), num_returns=len(busy)) if busy else None
             raise
+        except Exception:  # others still work on what nobody wants any more
+            self.close()
+            raise
 
     def _ended(self, busy: Mapping[Any, Any]) -> Any:
         """What ended first: a piece of work, or the start of a worker."""
@@ -180,7 +186,8 @@ class Pool:
             import ray
 
             for actor in self._actors:
-                ray.kill(actor)
+                with suppress(Exception):  # it may be gone, and its cluster too
+                    ray.kill(actor)
             self._actors, self._coming = [], {}
             self._leave()
         elif self.address is not None and is_connected():
@@ -194,10 +201,7 @@ class Pool:
     def _start(self) -> None:
         """See to it that workers are up, and hold what they should."""
         if self._actors and self._made is None:
-            try:
-                self._tell()
-            except RunError:  # one was lost since it was last used
-                self.close()
+            self._tell()
         if not self._actors:
             self._hire()
 
@@ -205,13 +209,16 @@ class Pool:
         """Have all workers hold something else; those that are coming do once they are up."""
         import ray
 
-        self._made = ray.put(self._make)
-        told = [actor.hold.remote(self._made) for actor in self._actors]
-        self._coming = {told[index]: index for index in self._coming.values()}
         try:
+            self._made = ray.put(self._make)
+            told = [actor.hold.remote(self._made) for actor in self._actors]
+            self._coming = {told[index]: index for index in self._coming.values()}
             ray.get([one for one in told if one not in self._coming], timeout=START)
-        except ray.exceptions.RayError as error:
+        except ray.exceptions.RayTaskError as error:
+            self.close()
             raise RunError(f"a worker failed: {_cause(error)}") from error
+        except (ray.exceptions.RayError, ConnectionError):  # lost since it was last used
+            self.close()
 
     def _hire(self) -> None:
         self._joined = self.address is not None or not is_connected()

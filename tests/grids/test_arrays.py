@@ -116,8 +116,9 @@ NUMBERS = st.integers(-(2**63), 2**63 - 1)
 NODES = st.integers(0, 2**64 - 1)
 KEYS = st.sampled_from(["a", "é"])
 WORDS = st.one_of(st.text("aé😀", max_size=3), st.text(max_size=200), st.binary(max_size=200))
-SAID = st.dictionaries(KEYS, st.one_of(NUMBERS, st.floats(), st.booleans(), WORDS))
-TOLD = st.dictionaries(KEYS, st.one_of(NUMBERS, st.floats(), st.lists(st.floats(), max_size=20)))
+LISTS = st.one_of(st.lists(NUMBERS, max_size=9), st.lists(st.floats(), max_size=9))
+SAID = st.dictionaries(KEYS, st.one_of(NUMBERS, st.floats(), st.booleans(), WORDS, LISTS))
+TOLD = st.dictionaries(KEYS, st.one_of(NUMBERS, st.floats(), LISTS))
 
 
 @given(NODES, NODES, st.text("aé", max_size=3), st.floats(1e-3, 1e6), SAID, TOLD)
@@ -126,6 +127,8 @@ def test_sizes_equal_what_flower_serialises_whatever_is_said(run, node, group, t
     records = {"config": ConfigRecord(said), "metrics": MetricRecord(told)}
     with task_identity(run):
         sent = Message(RecordDict(records), node, "train", ttl=ttl, group_id=group)
-    for one in (sent, Message(RecordDict(records), reply_to=sent)):
+        unset = Message(RecordDict(records), node, "train", ttl=ttl, group_id=group)
+    unset.metadata.__dict__["_ttl"] = 0.0
+    for one in (sent, unset, Message(RecordDict(records), reply_to=sent)):
         for _ in range(2):
             assert message_size(one) == Size(0, deflated(one))

@@ -146,3 +146,56 @@ def test_a_value_that_is_no_image_is_named_with_its_row(cache):
     with pytest.raises(ScenarioError, match=r"column 'image' holds None in row 100"):
         table_of(PROCESSORS["vit"](), pictures)
     assert not list(cache.rglob("*.npy"))
+
+
+def on_disk(folder, seed) -> Dataset:
+    """Names of files in a column, as many data sets have them, saved and read again."""
+    folder.mkdir(exist_ok=True)
+    names = []
+    for index, image in enumerate(images(seed)):
+        names.append(str(folder / f"{index}.png"))
+        image.save(names[-1])
+    rows = Dataset.from_dict({"image": names}).cast_column("image", ImageFeature())
+    rows.save_to_disk(str(folder / "saved"))
+    return rows
+
+
+@pytest.mark.parametrize("again", [lambda folder, rows: rows, None], ids=["names", "saved"])
+def test_files_that_were_written_again_are_read_again(tmp_path, again):
+    read = again or (lambda folder, rows: Dataset.load_from_disk(str(folder / "saved")))
+    found = []
+    for seed in (0, 1):
+        rows = read(tmp_path / "images", on_disk(tmp_path / "images", seed))
+        table = pixel_table(TaskSection(), rows, LABELS, PROCESSORS["vit"](), 3)
+        found.append(table.gather(torch.arange(5)).inputs["pixel_values"])
+    wanted = own_output(PROCESSORS["vit"](), images(1)[:5])
+    assert not torch.equal(*found)
+    torch.testing.assert_close(found[1], wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_other_columns_are_not_read():
+    columns = {"image": images(), "mask": [{"bytes": None, "path": "/nowhere.png"}] * len(LABELS)}
+    features = Features({"image": ImageFeature(), "mask": ImageFeature()})
+    rows = Dataset.from_dict(columns, features=features)
+    assert len(pixel_table(TaskSection(), rows, LABELS, PROCESSORS["vit"](), 3)) == len(LABELS)
+
+
+def test_a_processor_for_other_channels_is_refused():
+    with pytest.raises(ScenarioError, match="is for 3 channels, the model takes 1"):
+        table_of(PROCESSORS["vit"](), images(), channels=1)
+
+
+def test_images_that_come_out_in_several_sizes_are_refused(cache):
+    pictures = images()
+    pictures[64:] = [image.resize((7, 7)) for image in pictures[64:]]
+    processor = ViTImageProcessor(do_resize=False)
+    with pytest.raises(ScenarioError, match=r"several sizes, \(3, 10, 12\) and, from row 64 on"):
+        table_of(processor, pictures)
+    assert not list(cache.rglob("*.npy"))
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ScenarioError, match=r"cannot be written .*HF_DATASETS_CACHE"):
+        table_of(PROCESSORS["vit"](), images())

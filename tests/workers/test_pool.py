@@ -114,6 +114,21 @@ def test_a_worker_that_dies_is_replaced_and_no_client_counts_twice(federation, w
 def test_workers_that_keep_dying_end_the_run_with_a_line(federation, works):
     with pytest.raises(RunError, match="3 workers died"):
         federation.engine.each(federation.engine.deal(works[:1], 1), 1, jobs.always_dies)
+    assert len(federation.engine.train(works, 1)) == len(works)
+
+
+@pytest.mark.long
+def test_a_comparison_with_workers_gives_what_one_without_gives(tmp_path):
+    found = []
+    for more in ({}, {"engine.workers": WORKERS}):
+        over = {"strategy.name": ["fedavg", "ffa-lora"], "engine.precision": ["float64"]}
+        done = fedtune.compare("quickstart", over, small(**more), tmp_path / f"c{len(found)}")
+        finals = [f["cells"][0]["measures"]["final"] for f in done.record["families"]]
+        found.append(
+            [*finals, [f["cells"][0]["looks"][-1]["eval"]["loss"] for f in done.record["families"]]]
+        )
+    assert found[1][:2] == found[0][:2]
+    assert found[1][2] == pytest.approx(found[0][2], rel=1e-6)
 
 
 RUNS = {
