@@ -11,7 +11,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow as pa
 import torch
 from datasets import Dataset
 from datasets import Image as ImageFeature
@@ -67,9 +66,8 @@ def identity(rows: Dataset, column: str | None = None) -> tuple[Any, ...]:
     """
     files = {file["filename"] for file in rows.cache_files}
     if column is not None and isinstance(rows.features[column], ImageFeature):
-        kept = rows.data.column(column).combine_chunks()
-        kept = kept.combine_chunks() if isinstance(kept, pa.ChunkedArray) else kept
-        files |= set(kept.field("path").filter(kept.field("bytes").is_null()).to_pylist())
+        for part in rows.data.column(column).chunks:
+            files |= set(part.field("path").filter(part.field("bytes").is_null()).to_pylist())
     stamps = []
     for file in sorted(file for file in files if file):
         with suppress(OSError):  # a name that is no file of this machine
