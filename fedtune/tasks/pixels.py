@@ -29,7 +29,7 @@ from fedtune.tasks.labels import check_values
 
 CACHE_VERSION = 1
 CHUNK = 64
-LEVELS = 255
+LEVELS, ROUNDING = 255, 1e-6
 PIXELS, AFFINE = "pixels", "affine"
 
 
@@ -166,7 +166,8 @@ def _write(made: Path, chunks: Iterable[Tensor], rows: int, affine: Tensor | Non
 
 def _bytes(values: Tensor, affine: Tensor) -> Tensor | None:
     """The bytes that values were made of, if they were."""
-    scale, shift = affine
-    levels = ((values - shift) / scale).round().clamp(0, LEVELS)
-    same = torch.allclose((levels * scale + shift).float(), values, rtol=1e-6, atol=1e-6)
-    return levels.to(torch.uint8) if same else None
+    scale, shift = affine.float()
+    levels = values.sub(shift).div_(scale).round_().clamp_(0, LEVELS)
+    gap = float(levels.mul(scale).add_(shift).sub_(values).abs_().max())
+    largest = float(torch.stack([shift, scale * LEVELS + shift]).abs().max())
+    return levels.to(torch.uint8) if gap <= ROUNDING * max(1.0, largest) else None
