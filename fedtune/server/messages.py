@@ -100,7 +100,7 @@ def metrics_of(content: RecordDict) -> MetricRecord:
 
 
 def mean_metrics(contents: Sequence[RecordDict], weight_key: str) -> MetricRecord:
-    """Flower's `aggregate_metricrecords` for replies that were checked, ten times as fast.
+    """Flower's `aggregate_metricrecords` for replies that were checked, without its copies.
 
     Args:
         contents: of replies, each with one MetricRecord of the same keys and of single numbers.
