@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -44,7 +45,7 @@ class FedAvg(AdapterStrategy):
                 "'lora'"
             )
 
-    def _moved(self, replies: list[dict[str, Tensor]], weights: Tensor) -> dict[str, Tensor]:
+    def _moved(self, replies: Sequence[Mapping[str, Tensor]], weights: Tensor) -> dict[str, Tensor]:
         if self.aggregation_error:
             layers = [n.removesuffix(A) for n in self._averaged if n.endswith(A)]
             b, a = ([[r[n + side] for r in replies] for n in layers] for side in (B, A))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from flwr.app import ArrayRecord
@@ -76,7 +77,7 @@ class FedExLoRA(AdapterStrategy):
         """Their bases are not known any more."""
         self.residuals.forget(clients)
 
-    def _moved(self, replies: list[dict[str, Tensor]], weights: Tensor) -> dict[str, Tensor]:
+    def _moved(self, replies: Sequence[Mapping[str, Tensor]], weights: Tensor) -> dict[str, Tensor]:
         moved = super()._moved(replies, weights)
         factors, errors = {}, [0.0]
         for name in [name for name in self._averaged if name.endswith(B)]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -78,12 +78,12 @@ class FRL(AdapterStrategy):
         parts = {n: sent[n].new_zeros(b.size) for n, b in self.ballots.items()}
         return {**sent, **parts}
 
-    def fault(self, tensors: dict[str, Tensor]) -> str | None:
+    def fault(self, tensors: Mapping[str, Tensor]) -> str | None:
         """Whether a ballot of a reply is none."""
         faults = {name: ballot.fault(tensors[name]) for name, ballot in self.ballots.items()}
         return next((f"{name} {fault}" for name, fault in faults.items() if fault), None)
 
-    def combine(self, replies: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def combine(self, replies: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The vote, as scores."""
         return {
             n: b.elected([reply[n] for reply in replies], self._model[n], self._initial[n])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -89,7 +89,7 @@ class SCAFFOLD(FedAvg):
         """Both."""
         return super().averages(name.removeprefix(CONTROL))
 
-    def combine(self, replies: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def combine(self, replies: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Move c; the model has no part in it."""
         for name, control in self.control.items():
             came = torch.stack([reply[CONTROL + name].to(control) for reply in replies])

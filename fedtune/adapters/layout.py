@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fedtune.adapters.ballots import Ballot
 from fedtune.adapters.kinds import Role
+from fedtune.adapters.packed import Packed, Places
 from fedtune.adapters.ranked import Ternary
 
 A, R, B, BASE = ".lora_A.weight", ".lora_R.weight", ".lora_B.weight", ".base.weight"
@@ -128,6 +129,11 @@ class Layout:
         """What a state holds of the tensors that are not trained."""
         return {s.name: state[s.name] for s in self.frozen if s.name in state}
 
+    @cached_property
+    def places(self) -> Places:
+        """Where each trained tensor lies in a client's flat vector."""
+        return Places({s.name: s.shape for s in self.trained})
+
     @property
     def width(self) -> int:
         """P, the length of a client's flat vector."""
@@ -153,6 +159,8 @@ class Layout:
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The trained tensors as one vector, (P,)."""
+        if isinstance(tensors, Packed) and tensors.places is self.places:
+            return tensors.vector
         return torch.cat([tensors[s.name].reshape(-1) for s in self.trained])
 
     def split(self, flat: Tensor) -> Tensors:
@@ -163,7 +171,8 @@ class Layout:
         parts = flat.split([s.size for s in self.trained], dim=-1)
         lead = flat.shape[:-1]
         return {
-            s.name: part.view(*lead, *s.shape) for s, part in zip(self.trained, parts, strict=True)
+            s.name: part.view((*lead, *s.shape))
+            for s, part in zip(self.trained, parts, strict=True)
         }
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from fedtune.adapters.layout import Layout, Tensors
 from fedtune.cohort.plan import ClientResult
 from fedtune.cohort.pull import Pull
@@ -76,9 +78,10 @@ class ClientView:
         """What it trains, as it was before round 1."""
         return {s.name: self.initial[s.name].to(self.state[s.name]) for s in self.layout.trained}
 
-    def shared(self, tensors: Tensors) -> Tensors:
+    def shared(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Of tensors, those that it sends."""
-        return {s.name: tensors[s.name] for s in self.layout.sent if s.name in tensors}
+        names = [s.name for s in self.layout.sent if s.name in tensors]
+        return tensors if names == list(tensors) else {name: tensors[name] for name in names}
 
     def recall(self, what: str) -> Tensors | None:
         """What it kept under that name, or None; of the tensors that it trains."""
@@ -87,7 +90,7 @@ class ClientView:
             return None
         return {name: self.kept[what + name].to(self.state[name]) for name in names}
 
-    def keep(self, what: str, tensors: Tensors) -> None:
+    def keep(self, what: str, tensors: Mapping[str, Tensor]) -> None:
         """Keep tensors that it trains under a name."""
         self.kept.update({what + spec.name: tensors[spec.name] for spec in self.layout.trained})
 
@@ -102,7 +105,7 @@ class Done:
     """
 
     result: ClientResult
-    sent: Tensors
+    sent: Mapping[str, Tensor]
 
 
 ClientRound = Generator[Train | Gradient, Any, Done]
@@ -115,7 +118,7 @@ def plain_round(view: ClientView) -> ClientRound:
     return Done(result, view.shared(result.tensors))
 
 
-def with_momentum(view: ClientView, sent: Tensors, beta: float) -> Tensors:
+def with_momentum(view: ClientView, sent: Mapping[str, Tensor], beta: float) -> Tensors:
     """m ← β·m + (1 - β)·update, kept from round to round, sent instead of the update.
 
     Client momentum as Byzantine-robust protocols have it (Karimireddy et al., 2021; ByzFL); m

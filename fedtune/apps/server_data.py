@@ -47,4 +47,4 @@ class ServerData:
         result = self.engine.train([work], server_round)[SERVER]
         if isinstance(result, ClientFailure):
             raise RunError(f"the server's own training failed: {result.reason}")
-        return result.tensors
+        return dict(result.tensors)

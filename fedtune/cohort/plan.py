@@ -7,10 +7,11 @@ deployed client follow the same plan.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from fedtune.adapters.layout import Tensors
 from fedtune.cohort.pull import Pull
@@ -73,7 +74,7 @@ class ClientResult:
     """
 
     client: int
-    tensors: Tensors
+    tensors: Mapping[str, Tensor]
     loss: float
     steps: int
     examples: int

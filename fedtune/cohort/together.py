@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedtune.adapters.layout import Layout, Tensors
+from fedtune.adapters.packed import Packed
 from fedtune.cohort.backend import Setting
 from fedtune.cohort.base_shift import BaseShift
 from fedtune.cohort.folding import folded_batches, folded_parts
@@ -246,11 +247,11 @@ class _Cohort:
             done[active] += loss.double().cpu()
             for k in active:
                 steps[k] += 1
-        own = {name: stack.unbind() for name, stack in self.layout.split(self.final).items()}
+        rows = self.final.unbind()
         return [
             ClientResult(
                 work.client,
-                {name: rows[k] for name, rows in own.items()},
+                Packed(self.layout.places, rows[k]),
                 float(done[k]) / max(steps[k], 1),
                 steps[k],
                 work.examples,

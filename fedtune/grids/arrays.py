@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from functools import cache
 from typing import Any, TypeVar, cast
 
@@ -11,7 +11,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-from fedtune.grids.compat import NUMPY_STYPE, array_record
+from fedtune.adapters.packed import Packed
+from fedtune.grids.compat import NUMPY_STYPE, array_record, arrays_of
 
 Kind = TypeVar("Kind", ArrayRecord, MetricRecord, ConfigRecord)
 
@@ -69,9 +70,62 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+class PackedArrays(MutableMapping[str, Array]):
+    """The arrays of a record whose tensors lie in one vector; made when one is looked at.
+
+    From then on they are ordinary arrays, each of which may be changed.
+
+    Attributes:
+        tensors: None once the arrays are made.
+    """
+
+    def __init__(self, tensors: Packed) -> None:
+        self.tensors: Packed | None = tensors
+        self._arrays: dict[str, Array] = {}
+
+    def copy(self) -> dict[str, Array]:
+        """The arrays, as the copy of a record keeps them."""
+        return dict(self._made())
+
+    def __getitem__(self, name: str) -> Array:
+        return self._made()[name]
+
+    def __setitem__(self, name: str, array: Array) -> None:
+        self._made()[name] = array
+
+    def __delitem__(self, name: str) -> None:
+        del self._made()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made())
+
+    def __len__(self) -> int:
+        return len(self._made())
+
+    def __repr__(self) -> str:
+        return repr(self._made())
+
+    def __reduce__(self) -> tuple[type, tuple[dict[str, Array]]]:
+        return dict, (self._made(),)
+
+    def _made(self) -> dict[str, Array]:
+        if self.tensors is not None:
+            self._arrays = {name: LazyArray(tensor) for name, tensor in self.tensors.items()}
+            self.tensors = None
+        return self._arrays
+
+
 def to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """Tensors as a record, not serialised (ArrayRecord's constructor would copy the bytes)."""
+    if isinstance(tensors, Packed):
+        return array_record(PackedArrays(tensors))
     return array_record({name: LazyArray(tensor) for name, tensor in tensors.items()})
+
+
+def packed(record: ArrayRecord) -> Packed | None:
+    """The tensors of a record, if they lie in one vector and nobody has looked at one."""
+    arrays = arrays_of(record)
+    return arrays.tensors if isinstance(arrays, PackedArrays) else None
 
 
 def to_tensor(array: Array) -> Tensor:
@@ -88,4 +142,6 @@ def records(content: RecordDict, kind: type[Kind]) -> list[Kind]:
 
 def to_tensors(record: ArrayRecord) -> dict[str, Tensor]:
     """The tensors of a record."""
+    if (whole := packed(record)) is not None:
+        return dict(whole)
     return {name: to_tensor(array) for name, array in record.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 
 from flwr.app import Array, ArrayRecord, Message, RecordDict
@@ -29,6 +29,7 @@ __all__ = [
     "NUMPY_STYPE",
     "Run",
     "array_record",
+    "arrays_of",
     "content_from_bytes",
     "content_to_bytes",
     "envelope_bytes",
@@ -62,11 +63,16 @@ def task_identity(run_id: int) -> Iterator[None]:
             setattr(TaskIdentity, name, value)
 
 
-def array_record(arrays: dict[str, Array]) -> ArrayRecord:
-    """A record of arrays, without Flower's look at the type of each key and value."""
+def array_record(arrays: MutableMapping[str, Array]) -> ArrayRecord:
+    """A record that keeps its arrays in a mapping, whose keys and values it does not look at."""
     record = ArrayRecord()
-    record.__dict__["_data"].update(arrays)
+    record.__dict__["_data"] = arrays
     return record
+
+
+def arrays_of(record: ArrayRecord) -> object:
+    """What a record keeps its arrays in."""
+    return record.__dict__["_data"]
 
 
 def make_run(run_id: int) -> Run:

@@ -9,7 +9,8 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-from fedtune.grids.arrays import records, to_tensor
+from fedtune.adapters.packed import Packed
+from fedtune.grids.arrays import packed, records, to_tensor
 from fedtune.rules.flat import are_finite, flat
 
 MOST_EXAMPLES = 1e12
@@ -28,11 +29,13 @@ class ReplyForm:
         self,
         expected: Mapping[str, Tensor],
         weight_key: str,
-        check: Callable[[dict[str, Tensor]], str | None] | None = None,
+        check: Callable[[Mapping[str, Tensor]], str | None] | None = None,
     ) -> None:
         self.expected, self.weight_key, self.check = expected, weight_key, check
         self._forms = [(n, tuple(t.shape), t.dtype, _kind(t)) for n, t in expected.items()]
         self._sent = flat(expected)
+        self._key = tuple((name, tuple(t.shape)) for name, t in expected.items())
+        self._alike = {t.dtype for t in expected.values()} == {self._sent.dtype}
 
     def fault(self, content: RecordDict) -> str | None:
         """Why a reply cannot be used, or None: one ArrayRecord and one MetricRecord are wanted."""
@@ -46,6 +49,8 @@ class ReplyForm:
         return self._array_fault(arrays[0])
 
     def _array_fault(self, record: ArrayRecord) -> str | None:
+        if (whole := packed(record)) is not None and self._fits(whole):
+            return self._value_fault(whole, whole.vector.to(self._sent) - self._sent)
         wanted, came = self.expected.keys(), record.keys()
         if wanted != came:
             if missing := wanted - came:
@@ -65,6 +70,14 @@ class ReplyForm:
                 return f"{name} has dtype {tensor.dtype}, not {dtype}".replace("torch.", "")
             found[name] = tensor
         change = flat({n: t.to(self.expected[n]) for n, t in found.items()}) - self._sent
+        return self._value_fault(found, change)
+
+    def _fits(self, whole: Packed) -> bool:
+        """Whether packed tensors can be subtracted from what was sent in one piece."""
+        numbers = self._alike and whole.vector.is_floating_point()
+        return numbers and whole.places.key == self._key
+
+    def _value_fault(self, found: Mapping[str, Tensor], change: Tensor) -> str | None:
         if are_finite([change]):
             return self.check(found) if self.check else None
         parts = zip(found, change.split([tensor.numel() for tensor in found.values()]), strict=True)

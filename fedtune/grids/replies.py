@@ -64,7 +64,7 @@ def sift(
     directory: Directory,
     expected: Mapping[str, Tensor],
     weight_key: str,
-    check: Callable[[dict[str, Tensor]], str | None] | None = None,
+    check: Callable[[Mapping[str, Tensor]], str | None] | None = None,
 ) -> Sifted:
     """Check every reply of a training round before any rule sees it.
 

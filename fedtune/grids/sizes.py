@@ -16,10 +16,12 @@ from io import BytesIO
 from math import prod
 
 import numpy as np
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from fedtune.grids.arrays import records
-from fedtune.grids.compat import CHUNK_BYTES, envelope_bytes
+from fedtune.adapters.packed import Places
+from fedtune.grids.arrays import packed, records
+from fedtune.grids.compat import CHUNK_BYTES, NUMPY_STYPE, envelope_bytes
 
 _ID = "0" * 64
 _MOST_KNOWN = 4096
@@ -58,12 +60,23 @@ def _by_arithmetic(message: Message, content: RecordDict) -> Size:
     payload, framing = 0, _envelope(message) + _own("RecordDict", tuple(content))
     for record in content.values():
         if isinstance(record, ArrayRecord):
-            signature = tuple((name, a.dtype, a.shape, a.stype) for name, a in record.items())
-            size = _array_record(signature)
+            size = _arrays(record)
             payload, framing = payload + size.payload, framing + size.framing
         else:
             framing += _values(record)
     return Size(payload, framing)
+
+
+def _arrays(record: ArrayRecord) -> Size:
+    if (whole := packed(record)) is not None:
+        return _packed(whole.places, whole.vector.dtype)
+    return _array_record(tuple((n, a.dtype, a.shape, a.stype) for n, a in record.items()))
+
+
+@lru_cache(maxsize=256)
+def _packed(places: Places, dtype: torch.dtype) -> Size:
+    name = str(dtype).removeprefix("torch.")
+    return _array_record(tuple((n, name, shape, NUMPY_STYPE) for n, shape in places.key))
 
 
 def _envelope(message: Message) -> int:

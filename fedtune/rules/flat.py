@@ -7,9 +7,18 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from fedtune.adapters.packed import Packed
+
+LARGEST = torch.finfo(torch.float32).max
+
 
 def flat(tensors: Mapping[str, Tensor]) -> Tensor:
-    """Tensors one after another, (d,), floating: integers as float32."""
+    """Tensors one after another, (d,), floating: integers as float32.
+
+    Of packed tensors their own vector.
+    """
+    if isinstance(tensors, Packed) and tensors.vector.is_floating_point():
+        return tensors.vector
     if not tensors:
         return torch.empty(0)
     floating = [t if t.is_floating_point() else t.float() for t in tensors.values()]
@@ -34,10 +43,14 @@ def differences(replies: Sequence[Mapping[str, Tensor]], sent: Mapping[str, Tens
     counts = {n: t.double() for n, t in sent.items() if not t.is_floating_point()}
     first = flat({n: torch.zeros_like(t) if n in counts else t for n, t in sent.items()})
     rows = first.new_empty(len(replies), len(first))
+    alike = {tensor.dtype for tensor in sent.values()} == {first.dtype}
     for row, tensors in zip(rows, replies, strict=True):
-        came = {name: tensors[name].to(tensor) for name, tensor in sent.items()}
-        came.update({n: (came[n].double() - count).float() for n, count in counts.items()})
-        whole = flat(came)
+        if alike and isinstance(tensors, Packed) and list(tensors) == list(sent):
+            whole = tensors.vector.to(first)
+        else:
+            came = {name: tensors[name].to(tensor) for name, tensor in sent.items()}
+            came.update({n: (came[n].double() - count).float() for n, count in counts.items()})
+            whole = flat(came)
         if whole.shape != first.shape:
             raise ValueError(f"a reply of {len(whole)} numbers, not {len(first)}")
         torch.sub(whole, first, out=row)
@@ -53,7 +66,7 @@ def are_finite(tensors: Iterable[Tensor]) -> bool:
     for tensor in tensors:
         if tensor.numel():
             ends.setdefault(tensor.device, []).extend(torch.aminmax(tensor))
-    return all(bool(torch.stack(some).float().isfinite().all()) for some in ends.values())
+    return all(abs(end) <= LARGEST for some in ends.values() for end in torch.stack(some).tolist())
 
 
 def applied(update: Tensor, sent: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedtune.adapters.layout import R
-from fedtune.grids.arrays import records, to_record, to_tensors
+from fedtune.grids.arrays import packed, records, to_record, to_tensors
 from fedtune.grids.directory import Directory
 from fedtune.grids.replies import RoundReport, sift
 from fedtune.participation import Participation
@@ -144,7 +144,8 @@ class AdapterStrategy(Messenger):
         examples = [float(metrics_of(c)[self.weighted_by_key]) for c in contents]  # type: ignore[arg-type]
         self.report.examples = dict(zip(self.report.used, examples, strict=True))
         weights = policy_weights(self.weights, examples, self.max_weight)
-        came = [to_tensors(records(content, ArrayRecord)[0]) for content in contents]
+        arrays = [records(content, ArrayRecord)[0] for content in contents]
+        came = [packed(record) or to_tensors(record) for record in arrays]
         before = self.state_dict()
         moved = self._moved(came, weights) if self._averaged else {}
         new = self._renewed({**moved, **self.combine(came)})
@@ -165,7 +166,7 @@ class AdapterStrategy(Messenger):
         update = self.alone() if self.mechanism is None else self._protected([])
         return None if update is None else self._renewed(self._applied(update))
 
-    def _moved(self, replies: list[dict[str, Tensor]], weights: Tensor) -> dict[str, Tensor]:
+    def _moved(self, replies: Sequence[Mapping[str, Tensor]], weights: Tensor) -> dict[str, Tensor]:
         """The tensors that the rule is for, moved by what it makes of the replies."""
         if self.mechanism is not None:
             return self._applied(self._protected(replies))
@@ -173,7 +174,7 @@ class AdapterStrategy(Messenger):
         updates = self._updates(rows, weights, self.report.used)
         return self._applied(self._aggregate(self.collect(updates)).update)
 
-    def _protected(self, replies: list[dict[str, Tensor]]) -> Tensor:
+    def _protected(self, replies: Sequence[Mapping[str, Tensor]]) -> Tensor:
         """What user-level privacy makes of the replies, if there are any."""
         assert self.mechanism is not None
         self.report.notes = {"clip": self.mechanism.clip}

@@ -98,11 +98,11 @@ class Hooks:
         """Whether replies must hold the tensor of that name, and may not otherwise."""
         return self.averages(name)
 
-    def fault(self, tensors: dict[str, Tensor]) -> str | None:
+    def fault(self, tensors: Mapping[str, Tensor]) -> str | None:
         """What else is wrong with a reply whose tensors can be read; by default nothing."""
         return None
 
-    def combine(self, replies: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def combine(self, replies: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """New values of tensors that the rule is not for; by default none."""
         return {}
 

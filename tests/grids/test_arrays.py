@@ -12,9 +12,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedtune.grids.arrays import LazyArray, to_record, to_tensors
-from fedtune.grids.compat import task_identity
+from fedtune.adapters.packed import Packed, Places
+from fedtune.grids.arrays import LazyArray, packed, to_record, to_tensors
+from fedtune.grids.compat import content_to_bytes, task_identity
 from fedtune.grids.sizes import Size, message_size
+from fedtune.rules.flat import flat
 
 
 def deflated(node) -> int:
@@ -75,7 +77,68 @@ def test_setting_the_bytes_changes_the_tensor():
     np.testing.assert_array_equal(lazy.numpy(), np.ones(3))
 
 
+def packed_tensors(dtype=torch.float32) -> Packed:
+    found = tensors(dtype)
+    places = Places({name: tuple(tensor.shape) for name, tensor in found.items()})
+    return Packed(places, flat(found))
+
+
+LOOKS = {
+    "keys": lambda record: list(record.keys()),
+    "iteration": list,
+    "length": len,
+    "items": lambda record: [(n, a.data) for n, a in record.items()],
+    "values": lambda record: [a.shape for a in record.values()],
+    "one": lambda record: record["layer.2.lora_B.weight"].numpy().tolist(),
+    "contains": lambda record: ("layer.2.lora_B.weight" in record, "x" in record),
+    "bytes": lambda record: (record.object_id, record.deflate()),
+    "count": lambda record: record.count_bytes(),
+    "numpy": lambda record: [a.tolist() for a in record.to_numpy_ndarrays()],
+    "state": lambda record: [t.tolist() for t in record.to_torch_state_dict().values()],
+    "copy": lambda record: [(n, a.data) for n, a in record.copy().items()],
+    "deep copy": lambda record: [(n, a.data) for n, a in copy.deepcopy(record).items()],
+    "pickle": lambda record: [(n, a.data) for n, a in pickle.loads(pickle.dumps(record)).items()],
+    "protocol": lambda record: content_to_bytes(RecordDict({"arrays": record})),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_a_packed_record_reads_as_any_other(look):
+    assert LOOKS[look](to_record(packed_tensors())) == LOOKS[look](to_record(tensors()))
+    assert to_record(packed_tensors()) != to_record({})
+
+
+def test_neither_sizes_nor_tensors_make_arrays_of_a_packed_record():
+    whole = packed_tensors()
+    record = to_record(whole)
+    message_size(message(RecordDict({"arrays": record})))
+    assert packed(record) is whole
+    found = to_tensors(record)
+    assert all(found[name].data_ptr() == whole[name].data_ptr() for name in whole)
+
+
+def test_a_packed_record_can_be_changed_and_is_then_packed_no_more():
+    for change in (
+        lambda record: record.__setitem__("layer.1.lora_B.weight", Array(np.ones((7, 2)))),
+        lambda record: setattr(
+            record["layer.1.lora_B.weight"], "data", Array(np.ones((7, 2), np.float32)).data
+        ),
+    ):
+        record = to_record(packed_tensors())
+        change(record)
+        assert packed(record) is None
+        found = to_tensors(record)
+        assert found.pop("layer.1.lora_B.weight").tolist() == [[1.0, 1.0]] * 7
+        assert all(torch.equal(tensor, tensors()[name]) for name, tensor in found.items())
+    del record["layer.0.lora_B.weight"]
+    assert "layer.0.lora_B.weight" not in to_tensors(record)
+
+
 CONTENTS = {
+    "packed arrays": lambda: RecordDict({"arrays": to_record(packed_tensors())}),
+    "packed arrays of doubles": lambda: RecordDict(
+        {"arrays": to_record(packed_tensors(torch.float64))}
+    ),
     "lazy arrays": lambda: RecordDict({"arrays": to_record(tensors())}),
     "plain arrays": lambda: RecordDict(
         {"arrays": ArrayRecord({n: Array(t.numpy()) for n, t in tensors().items()})}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
+from fedtune.adapters.packed import Packed, Places
 from fedtune.errors import RunError
 from fedtune.grids.arrays import to_record
 from fedtune.grids.cohort_grid import CohortGrid
@@ -93,6 +95,37 @@ def test_tensors_of_several_kinds_are_checked_together():
     bad = to_record({**sent, "w": torch.full((2,), float("nan"), dtype=torch.float16)})
     fault = form.fault(RecordDict({"arrays": bad, "metrics": metrics}))
     assert fault == "w holds NaN or Inf as float32"
+
+
+def packed_cases() -> dict[str, Packed]:
+    """Replies that lie in one vector, for a form of a (2, 2) and b (3,)."""
+    places = Places({"a": (2, 2), "b": (3,)})
+    cases = {"good": torch.ones(7), "wide": torch.ones(7, dtype=torch.float64)}
+    cases |= {"whole numbers": torch.ones(7, dtype=torch.int64)}
+    for place in (0, 3, 4, 6):
+        for value in (float("nan"), float("inf"), 1e200):
+            cases[f"{value} at {place}"] = torch.ones(7, dtype=torch.float64)
+            cases[f"{value} at {place}"][place] = value
+    found = {name: Packed(places, vector) for name, vector in cases.items()}
+    for shapes in ({"a": (4,), "b": (3,)}, {"b": (3,), "a": (2, 2)}, {"a": (2, 2)}, {"a": (7,)}):
+        found[str(shapes)] = Packed(
+            Places(shapes), torch.ones(sum(map(math.prod, shapes.values())))
+        )
+    return found
+
+
+@pytest.mark.parametrize("name", packed_cases())
+@pytest.mark.parametrize("dtypes", [(torch.float32,) * 2, (torch.float32, torch.float16)])
+def test_a_packed_reply_is_judged_as_any(name, dtypes):
+    sent = {"a": torch.zeros(2, 2, dtype=dtypes[0]), "b": torch.zeros(3, dtype=dtypes[1])}
+    form, metrics = ReplyForm(sent, "num-examples"), MetricRecord({"num-examples": 1})
+    packed = packed_cases()[name]
+    faults = [
+        form.fault(RecordDict({"arrays": to_record(one), "metrics": metrics}))
+        for one in (packed, dict(packed))
+    ]
+    assert faults[0] == faults[1]
+    assert (faults[0] is None) == (name in ("good", "wide") or name.startswith("{'b'"))
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from fedtune.rules.flat import are_finite, differences
+from fedtune.adapters.packed import Packed, Places
+from fedtune.rules.flat import are_finite, differences, flat
 
 EXTREME = float(np.finfo(np.float32).max)
 
@@ -64,3 +65,31 @@ def test_integers_are_subtracted_exactly_and_widen_what_is_beside_them():
 def test_a_reply_of_another_size_is_an_error(numbers):
     with pytest.raises(ValueError, match=f"a reply of {numbers} numbers, not 3"):
         differences([{"w": torch.ones(numbers)}], {"w": torch.ones(3)})
+
+
+NAMES = ["x", "y", "z"]
+
+
+@pytest.mark.parametrize("order", [NAMES, NAMES[::-1]])
+@pytest.mark.parametrize("mine", [torch.float32, torch.float64])
+@pytest.mark.parametrize("theirs", [torch.float32, torch.float64, torch.bfloat16])
+def test_differences_of_packed_replies_are_those_of_any(order, mine, theirs):
+    torch.manual_seed(0)
+    shapes = {name: (2, i + 1) for i, name in enumerate(order)}
+    packed = [Packed(Places(shapes), torch.randn(12).to(theirs)) for _ in range(3)]
+    sent = {name: torch.randn(2, i + 1).to(mine) for i, name in enumerate(NAMES)}
+    if order != NAMES:
+        sent = {name: sent[name].new_ones(shapes[name]) for name in NAMES}
+    found = differences(packed, sent)
+    assert torch.equal(found, differences([dict(one) for one in packed], sent))
+    sent = {**sent, "y": sent["y"].to(torch.bfloat16)}  # what is rounded to each stays so
+    assert torch.equal(differences(packed, sent), differences([dict(one) for one in packed], sent))
+    less = {name: sent[name] for name in ("x", "z")}
+    assert torch.equal(differences(packed, less), differences([dict(one) for one in packed], less))
+
+
+def test_the_vector_of_packed_tensors_is_their_own():
+    whole = Packed(Places({"x": (2,), "y": ()}), torch.arange(3.0))
+    assert flat(whole) is whole.vector
+    bits = Packed(whole.places, torch.tensor([1, 0, 1]))
+    assert flat(bits).dtype == torch.float32

@@ -1,0 +1,64 @@
+"""Named tensors that lie one after another in a vector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from math import prod
+
+from torch import Tensor
+
+
+class Places:
+    """Where tensors lie in a vector.
+
+    Args:
+        shapes: of the tensors by name, in their order.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.shapes = dict(shapes)
+
+    @cached_property
+    def key(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Names and shapes: vectors of equal keys can be subtracted."""
+        return tuple(self.shapes.items())
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Number of elements of each."""
+        return [prod(shape) for shape in self.shapes.values()]
+
+
+class Packed(Mapping[str, Tensor]):
+    """Tensors that are views of one vector; they are made when one is looked at.
+
+    Args:
+        places: where each lies.
+        vector: (d,), all of them.
+    """
+
+    __slots__ = ("_views", "places", "vector")
+
+    def __init__(self, places: Places, vector: Tensor) -> None:
+        self.places, self.vector = places, vector
+        self._views: dict[str, Tensor] | None = None
+
+    def __getitem__(self, name: str) -> Tensor:
+        if self._views is None:
+            parts = self.vector.split(self.places.sizes)
+            shapes = self.places.shapes.items()
+            self._views = {n: p.view(s) for (n, s), p in zip(shapes, parts, strict=True)}
+        return self._views[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places.shapes)
+
+    def __len__(self) -> int:
+        return len(self.places.shapes)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.places.shapes
+
+    def __reduce__(self) -> tuple[type[Packed], tuple[Places, Tensor]]:
+        return Packed, (self.places, self.vector)
