@@ -156,10 +156,11 @@ class _Cohort:
         self.stopped: set[int] = set()
         self.epoch_sums = torch.zeros(len(works), dtype=master, device=device)
         self.epoch_losses: list[list[float]] = [[] for _ in works]
-        self.rates = [
-            step_rates(self.setting.local, len(w.steps), server_round, self.setting.rounds)
-            for w in works
-        ]
+        rates = {
+            steps: step_rates(self.setting.local, steps, server_round, self.setting.rounds)
+            for steps in {len(work.steps) for work in works}
+        }
+        self.rates = [rates[len(work.steps)] for work in works]
 
     def retire(self, step: int) -> None:
         """Set aside the clients that have no further step."""
