@@ -72,10 +72,12 @@ def products(
     """softmax(s · q·kᵀ + mask)·v, after Vaswani et al. (2017), eq. 1; s is 1/√d where not given."""
     shape = query.shape
     q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (query, key, value))
-    scores = torch.bmm(q * (shape[-1] ** -0.5 if scaling is None else scaling), k.mT)
-    if mask is not None:
-        scores = scores.view(*shape[:3], -1)
-        lowest = torch.finfo(scores.dtype).min
-        scores = scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask
-        scores = scores.flatten(0, 1)
+    q = q * (shape[-1] ** -0.5 if scaling is None else scaling)
+    if mask is None:
+        scores = torch.bmm(q, k.mT)
+    else:
+        if mask.dtype == torch.bool:
+            lowest = torch.finfo(q.dtype).min
+            mask = q.new_zeros(mask.shape).masked_fill_(~mask, lowest)
+        scores = torch.baddbmm(mask.expand(*shape[:3], -1).flatten(0, 1), q, k.mT)
     return torch.bmm(scores.softmax(-1), v).view(*shape[:-1], v.shape[-1])
