@@ -18,7 +18,8 @@ from fedtune.workers.packing import Flat, pack, shared_by, unpack
 from fedtune.workers.pool import Pool
 from fedtune.workers.worker import Common, Make
 
-PIECES = 2  # cohorts for each worker
+PIECES = 2  # cohorts for each worker, where one for each would be uneven
+GAIN = 1.15  # in the time of a round, for which cohorts are made smaller
 CHUNKS = 4  # of an evaluation, for each worker
 
 
@@ -57,8 +58,22 @@ class SpreadEngine(Engine):
         return self.pool.count
 
     def deal(self, works: Sequence[ClientWork], size: int) -> list[list[ClientWork]]:
-        """Some cohorts for each worker at least, so that dear and cheap ones even out."""
-        return cohorts(works, min(size, -(-len(works) // (PIECES * self.pool.count))))
+        """One cohort for each worker at least; more where some are much dearer than others.
+
+        Small cohorts train slower, so they must gain something.
+        """
+        large, small = (
+            cohorts(works, min(size, -(-len(works) // (pieces * self.pool.count))))
+            for pieces in (1, PIECES)
+        )
+        return small if self._longest(small) * GAIN < self._longest(large) else large
+
+    def _longest(self, dealt: Sequence[list[ClientWork]]) -> float:
+        """What the busiest worker has to do, if each takes the dearest cohort that is left."""
+        busy = [0.0] * self.pool.count
+        for cost in sorted(map(self._cost, dealt), reverse=True):
+            busy[busy.index(min(busy))] += cost
+        return max(busy)
 
     def each(
         self, dealt: Sequence[list[ClientWork]], server_round: int, job: Job[Result]

@@ -6,10 +6,12 @@ import os
 import signal
 from contextlib import closing
 
+import numpy as np
 import pytest
 import torch
 
 import fedtune
+from fedtune.cohort.plan import ClientWork
 from fedtune.errors import ClientFailure, RunError, ScenarioError
 from fedtune.runs.build import build
 from fedtune.runs.loop import start_state
@@ -73,6 +75,19 @@ def test_workers_give_what_one_process_gives(federation, works, alone):
     assert [found[c].steps for c in alone] == [r.steps for r in alone.values()]
     assert len(set(engine.pool.everywhere("process"))) == WORKERS
     assert os.getpid() not in engine.pool.everywhere("process")
+
+
+def test_cohorts_are_as_few_as_workers_unless_smaller_ones_even_out(federation):
+    def works(steps: list[int]) -> list[ClientWork]:
+        step = (np.arange(4),)
+        return [ClientWork(c, {}, (step,) * n, (n,), None, 4) for c, n in enumerate(steps)]
+
+    deal = federation.engine.deal
+    assert [len(cohort) for cohort in deal(works([2] * 12), 100)] == [6, 6]
+    assert [len(cohort) for cohort in deal(works([2] * 12), 4)] == [3, 3, 3, 3]
+    assert [len(cohort) for cohort in deal(works([1]), 100)] == [1]
+    uneven = [[len(w.steps) for w in cohort] for cohort in deal(works([*range(1, 9)]), 100)]
+    assert uneven == [[8, 7], [6, 5], [4, 3], [2, 1]]
 
 
 def test_a_client_that_fails_in_a_worker_is_named_and_the_others_go_on(federation, works):
