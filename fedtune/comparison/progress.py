@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedtune.comparison.cells import Cell
+from fedtune.console import STDERR
 from fedtune.reporting.measures import written
 from fedtune.runs.observing import Line, Started
 
@@ -23,7 +23,8 @@ class ConsoleGrid:
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
-        self.console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self.console = STDERR
+        self.console.quiet = quiet
         self.progress: Progress | None = None
         self.cells = self.place = self.rounds = self.rounds_done = self.before = self.wanted = 0
         self.begun = time.monotonic()

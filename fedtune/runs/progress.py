@@ -14,6 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from fedtune.console import STDERR
 from fedtune.reporting.privacy import in_a_line
 from fedtune.runs.directory import RunDirectory
 from fedtune.runs.observing import Started
@@ -30,7 +31,8 @@ class ConsoleObserver:
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
-        self.console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self.console = STDERR
+        self.console.quiet = quiet
         self.progress: Progress | None = None
         self.total = 0
         self.updates = 0

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from fedtune.console import counting
 from fedtune.errors import ScenarioError
 from fedtune.scenario.task import TaskSection
 from fedtune.tasks.base import Batch, Rows
@@ -147,16 +148,18 @@ def _values(task: TaskSection, rows: Dataset, processor: Any, channels: int) -> 
 def _write(made: Path, chunks: Iterable[Tensor], rows: int, affine: Tensor | None) -> bool:
     """Write values; given what makes values of bytes, write bytes, or say that they are none."""
     start = 0
-    for values in chunks:
-        kept = values if affine is None else _bytes(values, affine)
-        if kept is None:
-            return False
-        taken = kept.numpy()
-        if not start:
-            shape = (rows, *taken.shape[1:])
-            out = np.lib.format.open_memmap(made / f"{PIXELS}.npy", "w+", taken.dtype, shape)
-        out[start : start + len(taken)] = taken
-        start += len(taken)
+    with counting("images", rows) as done:
+        for values in chunks:
+            kept = values if affine is None else _bytes(values, affine)
+            if kept is None:
+                return False
+            taken = kept.numpy()
+            if not start:
+                shape = (rows, *taken.shape[1:])
+                out = np.lib.format.open_memmap(made / f"{PIXELS}.npy", "w+", taken.dtype, shape)
+            out[start : start + len(taken)] = taken
+            start += len(taken)
+            done(len(taken))
     out.flush()
     if affine is None:
         affine = torch.tensor([1.0, 0.0]).repeat_interleave(out.shape[1])

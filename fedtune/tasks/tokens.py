@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from fedtune.console import counting
 from fedtune.tasks.base import Batch, Rows
 from fedtune.tasks.cache import Arrays, identity, made_once, mapped
 
@@ -157,14 +158,22 @@ def _encode(
         name: Sequence(Value("int32")) if name in TOKEN_COLUMNS else Value("int64")
         for name in encode(rows[:1], [0])
     }
-    encoded = rows.map(
-        encode,
-        batched=True,
-        with_indices=True,
-        remove_columns=rows.column_names,
-        features=Features(kinds),
-        cache_file_name=str(beside / "encoded.arrow"),
-    )
+    with counting("rows to tokens", len(rows)) as done:
+
+        def counted(columns: Columns, numbers: list[int]) -> Columns:
+            made = encode(columns, numbers)
+            done(len(numbers))
+            return made
+
+        encoded = rows.map(
+            counted,
+            batched=True,
+            with_indices=True,
+            remove_columns=rows.column_names,
+            features=Features(kinds),
+            cache_file_name=str(beside / "encoded.arrow"),
+            new_fingerprint=beside.name,  # else of `counted`, which holds a bar
+        )
     for name in kinds:
         column = encoded.data.column(name)
         if name not in TOKEN_COLUMNS:
