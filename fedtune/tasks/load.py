@@ -22,7 +22,7 @@ from fedtune.tasks.generation import ExactMatch
 from fedtune.tasks.images import load_images
 from fedtune.tasks.language import CausalLM, load_language
 from fedtune.tasks.library import Library
-from fedtune.tasks.partition import partition
+from fedtune.tasks.partition import check_keys, partition
 from fedtune.tasks.shapes import load_shapes
 from fedtune.tasks.squares import SquaredError, least_squares, linear_base
 from fedtune.tasks.synthetic import CLASSES, SyntheticImages
@@ -101,6 +101,7 @@ def load_task(
     task = scenario.task
     if task.data == CLIENTS and task.test is None:
         return _shapes_alone(scenario)
+    check_keys(scenario.clients.partition)
     examples = (library or Library()).borrow(
         task.model_dump_json(exclude={"validation", "head"}),
         lambda: LOADERS[task.kind](task),

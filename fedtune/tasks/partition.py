@@ -27,6 +27,23 @@ CLASSES = {
 _SET = {"self", "num_partitions", "partition_by", "seed", "shuffle"}
 
 
+def check_keys(section: PartitionSection) -> None:
+    """Refuse keys that a kind of partition does not have.
+
+    Raises:
+        ScenarioError: for the first of them.
+    """
+    allowed = ["kind", "by", "pattern"]
+    if section.kind != "natural":
+        known = inspect.signature(CLASSES[section.kind].__init__).parameters
+        allowed = ["kind", *(key for key in known if key not in _SET)]
+    for key in section.parameters():
+        if key not in allowed:
+            raise ScenarioError(
+                f"clients.partition.{key}: unknown key; allowed: {', '.join(allowed)}"
+            )
+
+
 def partition(
     by: NDArray[Any],
     section: PartitionSection,
@@ -44,6 +61,7 @@ def partition(
     Raises:
         ScenarioError: if the setting is unknown to the partitioner or cannot be met.
     """
+    check_keys(section)
     if count > len(by):
         raise ScenarioError(
             f"clients.count = {count}: more clients than the {len(by)} training examples"
@@ -74,9 +92,6 @@ def _natural(by: NDArray[Any], section: PartitionSection, count: int) -> list[Ro
 
     flwr-datasets' NaturalIdPartitioner filters the data once a client: minutes for 500 writers.
     """
-    if section.parameters():
-        key = next(iter(section.parameters()))
-        raise ScenarioError(f"clients.partition.{key}: unknown key; allowed: kind, by, pattern")
     _, place, sizes = np.unique(by, return_inverse=True, return_counts=True)
     if count > len(sizes):
         raise ScenarioError(
@@ -92,10 +107,6 @@ def _partitioner(section: PartitionSection, count: int, seed: int) -> Any:
     cls = CLASSES[section.kind]
     known = inspect.signature(cls.__init__).parameters
     given = section.parameters()
-    for key in given:
-        if key not in known or key in _SET:
-            allowed = ", ".join(["kind", *(k for k in known if k not in _SET)])
-            raise ScenarioError(f"clients.partition.{key}: unknown key; allowed: {allowed}")
     given.update({"num_partitions": count, "partition_by": "by", "seed": seed})
     if section.kind == "dirichlet":
         given.setdefault("min_partition_size", 0)

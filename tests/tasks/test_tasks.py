@@ -10,9 +10,11 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from fedtune.errors import ScenarioError
+from fedtune.scenario import load_scenario
 from fedtune.scenario.clients import PartitionSection
 from fedtune.scenario.schema import Scenario
 from fedtune.scenario.task import TaskSection
+from fedtune.tasks import load
 from fedtune.tasks.clients import DealtRows, EvenRows, hold_out
 from fedtune.tasks.images import load_images
 from fedtune.tasks.load import load_task
@@ -77,6 +79,17 @@ def test_a_partition_that_cannot_be_met_is_one_line(section, count, said):
     with pytest.raises(ScenarioError, match=said) as error:
         partition(LABELS, PartitionSection(**section), count, 0)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["iid", "natural"])
+def test_keys_of_another_partition_are_refused_before_data_are_loaded(monkeypatch, kind):
+    monkeypatch.setattr(load, "LOADERS", {})
+    changes = {"clients.partition": {"kind": kind, "alpha": 0.1}}
+    scenario = load_scenario("quickstart", changes)
+    with pytest.raises(
+        ScenarioError, match=r"^clients\.partition\.alpha: unknown key; allowed: kind"
+    ):
+        load_task(scenario, torch.device("cpu"), torch.float32)
 
 
 def test_holding_out_splits_a_client_and_never_takes_its_last_example():
