@@ -6,9 +6,12 @@ works in training mode, in which a frozen base never is.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from peft import PeftModel
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -35,3 +38,22 @@ def checkpoint_layers(model: PreTrainedModel | PeftModel) -> int:
             checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
         )
     return len(layers)
+
+
+@contextmanager
+def last_layer_kept(model: nn.Module) -> Iterator[None]:
+    """Within it the activations of the last checkpointed layer are kept, if there is one.
+
+    What is held then is the most that is held at once outside it: backward computes that layer
+    again while it holds what goes into each.
+    """
+    layers = [m for m in model.modules() if isinstance(vars(m).get("forward"), partial)]
+    if not layers:
+        yield
+        return
+    last, checked = layers[-1], vars(layers[-1])["forward"]
+    last.forward = checked.args[0]
+    try:
+        yield
+    finally:
+        last.forward = checked

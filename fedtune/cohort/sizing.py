@@ -14,6 +14,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from fedtune.cohort.checkpointing import last_layer_kept
 from fedtune.cohort.plan import ClientWork
 from fedtune.cohort.together import CohortBackend
 
@@ -58,7 +59,8 @@ def client_bytes(backend: CohortBackend, work: ClientWork) -> int:
         return matrices
     largest = max(batches, key=lambda batch: len(batch) * int(widths(batch).max()))
     one_batch = replace(work, steps=((largest,),), epoch_ends=(1,), noise=None)
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+    with last_layer_kept(backend.model), hooks:
         backend.gradient([one_batch], 0)
     if private:  # gradients of single examples
         matrices += len(largest) * matrices // MATRICES
