@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from rich.console import Console
 from rich.errors import LiveError
@@ -17,6 +18,12 @@ from rich.progress import (
 )
 
 STDERR = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+_shown = ContextVar("shown", default=False)
+
+
+def show_bars(shown: bool) -> None:
+    """Whether `counting` shows anything from now on; before the first call it does not."""
+    _shown.set(shown)
 
 
 @contextmanager
@@ -30,17 +37,25 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
     Yields:
         What to call with the number of those that were done since the last call.
     """
-    progress = Progress(
+    if (bar := _started(what, total)) is None:
+        yield lambda done: None
+        return
+    try:
+        yield lambda done: bar.advance(bar.task_ids[0], done)
+    finally:
+        bar.stop()
+
+
+def _started(what: str, total: int) -> Progress | None:
+    if not (_shown.get() and STDERR.is_terminal):
+        return None
+    bar = Progress(
         TextColumn(what), MofNCompleteColumn(), BarColumn(bar_width=24), TimeElapsedColumn(),
         TextColumn("ETA"), TimeRemainingColumn(), console=STDERR, transient=True,
-        disable=not STDERR.is_terminal,
     )  # fmt: skip
-    bar = progress.add_task("", total=total)
+    bar.add_task("", total=total)
     try:
-        progress.start()
+        bar.start()
     except LiveError:  # rich before 14.1 shows one at a time
-        progress.disable = True
-    try:
-        yield lambda done: progress.advance(bar, done)
-    finally:
-        progress.stop()
+        return None
+    return bar

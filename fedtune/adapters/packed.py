@@ -8,6 +8,8 @@ from math import prod
 
 from torch import Tensor
 
+Key = tuple[tuple[str, tuple[int, ...]], ...]
+
 
 class Places:
     """Where tensors lie in a vector.
@@ -20,7 +22,7 @@ class Places:
         self.shapes = dict(shapes)
 
     @cached_property
-    def key(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    def key(self) -> Key:
         """Names and shapes: vectors of equal keys can be subtracted."""
         return tuple(self.shapes.items())
 
@@ -59,6 +61,12 @@ class Packed(Mapping[str, Tensor]):
 
     def __contains__(self, name: object) -> bool:
         return name in self.places.shapes
+
+    def __or__(self, other: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {**self, **other}
+
+    def __ror__(self, other: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {**other, **self}
 
     def __reduce__(self) -> tuple[type[Packed], tuple[Places, Tensor]]:
         return Packed, (self.places, self.vector)

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from fedtune.adapters.layout import Layout, Tensors
+from fedtune.adapters.packed import Packed
 from fedtune.cohort.plan import ClientResult
 from fedtune.cohort.pull import Pull
 from fedtune.scenario.local import LocalSection
@@ -81,7 +82,9 @@ class ClientView:
     def shared(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Of tensors, those that it sends."""
         names = [s.name for s in self.layout.sent if s.name in tensors]
-        return tensors if names == list(tensors) else {name: tensors[name] for name in names}
+        if isinstance(tensors, Packed) and names == list(tensors):
+            return tensors
+        return {name: tensors[name] for name in names}
 
     def recall(self, what: str) -> Tensors | None:
         """What it kept under that name, or None; of the tensors that it trains."""

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from fedtune.cli.options import Json, SetOption
 from fedtune.cli.printing import print_json
+from fedtune.console import STDERR
 from fedtune.errors import RunError, ScenarioError
 from fedtune.scenario import load_scenario
 
@@ -44,7 +45,7 @@ def audit(
     from fedtune.reporting.figure import save_figure
     from fedtune.reporting.roc import draw_roc
 
-    with Progress(console=Console(stderr=True), disable=as_json, transient=True) as progress:
+    with Progress(console=STDERR, disable=as_json, transient=True) as progress:
         tasks = {}
 
         def step(what: str, done: int, total: int) -> None:

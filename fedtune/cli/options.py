@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+from fedtune.console import show_bars
+
+
+def _silent(as_json: bool) -> bool:
+    show_bars(not as_json)
+    return as_json
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", callback=_silent)]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. run.rounds=5."),

@@ -23,11 +23,13 @@ def checkpoint_layers(model: PreTrainedModel | PeftModel) -> int:
     """Keep of each transformer layer only what goes in; gives the number of layers.
 
     Results do not change: the base has no dropout, and that of adapters is a function of its place.
+    Of layers within layers these are the inner ones, so that nothing is computed three times.
 
     Raises:
         ScenarioError: if the model has no such layers.
     """
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    layers = [m for m in layers if sum(other in layers for other in m.modules()) == 1]
     if not layers:
         raise ScenarioError(
             f"engine.gradient_checkpointing: {type(model).__name__} has no layers that could be"
@@ -40,20 +42,26 @@ def checkpoint_layers(model: PreTrainedModel | PeftModel) -> int:
     return len(layers)
 
 
-@contextmanager
-def last_layer_kept(model: nn.Module) -> Iterator[None]:
-    """Within it the activations of the last checkpointed layer are kept, if there is one.
+def checkpointed_layers(model: nn.Module) -> list[nn.Module]:
+    """The last checkpointed layer of each kind: of one class, with parameters of one shape."""
+    kinds: dict[tuple[object, ...], nn.Module] = {}
+    for module in model.modules():
+        forward = vars(module).get("forward")
+        if isinstance(forward, partial) and forward.func is checkpoint:
+            kinds[type(module), *(p.shape for p in module.parameters())] = module
+    return list(kinds.values())
 
-    What is held then is the most that is held at once outside it: backward computes that layer
-    again while it holds what goes into each.
+
+@contextmanager
+def keeping(layer: nn.Module) -> Iterator[None]:
+    """Within it a checkpointed layer keeps its activations.
+
+    That is what backward holds when it has computed the layer again: its activations, and what goes
+    into each layer.
     """
-    layers = [m for m in model.modules() if isinstance(vars(m).get("forward"), partial)]
-    if not layers:
-        yield
-        return
-    last, checked = layers[-1], vars(layers[-1])["forward"]
-    last.forward = checked.args[0]
+    checked = vars(layer)["forward"]
+    layer.forward = checked.args[0]
     try:
         yield
     finally:
-        last.forward = checked
+        layer.forward = checked

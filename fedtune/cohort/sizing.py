@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import resource
 import sys
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from fedtune.cohort.checkpointing import last_layer_kept
+from fedtune.cohort.checkpointing import checkpointed_layers, keeping
 from fedtune.cohort.plan import ClientWork
 from fedtune.cohort.together import CohortBackend
 
@@ -41,15 +41,6 @@ def fitting_size(backend: CohortBackend, work: ClientWork) -> int:
 
 def client_bytes(backend: CohortBackend, work: ClientWork) -> int:
     """Bytes that one client adds: saved activations of a step, and its rows of all matrices."""
-    base = {p.untyped_storage().data_ptr() for p in backend.model.parameters()}
-    seen: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in base:
-            seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     widths = backend.setting.data.widths
     private = work.noise is not None
     steps = [(np.concatenate(step),) if private and step else step for step in work.steps]
@@ -59,12 +50,31 @@ def client_bytes(backend: CohortBackend, work: ClientWork) -> int:
         return matrices
     largest = max(batches, key=lambda batch: len(batch) * int(widths(batch).max()))
     one_batch = replace(work, steps=((largest,),), epoch_ends=(1,), noise=None)
-    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
-    with last_layer_kept(backend.model), hooks:
-        backend.gradient([one_batch], 0)
+    layers = checkpointed_layers(backend.model)
+    kept = [keeping(layer) for layer in layers] if layers else [nullcontext()]
+    saved = max(_saved_bytes(backend, one_batch, layer) for layer in kept)
     if private:  # gradients of single examples
         matrices += len(largest) * matrices // MATRICES
-    return sum(seen.values()) + matrices
+    return saved + matrices
+
+
+def _saved_bytes(
+    backend: CohortBackend, work: ClientWork, kept: AbstractContextManager[None]
+) -> int:
+    """Bytes that autograd saves for a client's first step, with a layer's activations kept."""
+    base = {p.untyped_storage().data_ptr() for p in backend.model.parameters()}
+    seen: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in base:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+    with kept, hooks:
+        backend.gradient([work], 0)
+    return sum(seen.values())
 
 
 def peak_memory(device: torch.device) -> int:

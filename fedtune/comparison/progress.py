@@ -24,7 +24,6 @@ class ConsoleGrid:
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self.console = STDERR
-        self.console.quiet = quiet
         self.progress: Progress | None = None
         self.cells = self.place = self.rounds = self.rounds_done = self.before = self.wanted = 0
         self.begun = time.monotonic()

@@ -140,6 +140,12 @@ def records(content: RecordDict, kind: type[Kind]) -> list[Kind]:
     return [record for record in content.values() if isinstance(record, kind)]
 
 
+def read(record: ArrayRecord) -> Mapping[str, Tensor]:
+    """The tensors of a record, in one vector if they came so."""
+    whole = packed(record)
+    return to_tensors(record) if whole is None else whole
+
+
 def to_tensors(record: ArrayRecord) -> dict[str, Tensor]:
     """The tensors of a record."""
     if (whole := packed(record)) is not None:

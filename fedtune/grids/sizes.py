@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from fedtune.adapters.packed import Places
+from fedtune.adapters.packed import Key
 from fedtune.grids.arrays import packed, records
 from fedtune.grids.compat import CHUNK_BYTES, NUMPY_STYPE, envelope_bytes
 
@@ -69,14 +69,14 @@ def _by_arithmetic(message: Message, content: RecordDict) -> Size:
 
 def _arrays(record: ArrayRecord) -> Size:
     if (whole := packed(record)) is not None:
-        return _packed(whole.places, whole.vector.dtype)
+        return _packed(whole.places.key, whole.vector.dtype)
     return _array_record(tuple((n, a.dtype, a.shape, a.stype) for n, a in record.items()))
 
 
 @lru_cache(maxsize=256)
-def _packed(places: Places, dtype: torch.dtype) -> Size:
+def _packed(key: Key, dtype: torch.dtype) -> Size:
     name = str(dtype).removeprefix("torch.")
-    return _array_record(tuple((n, name, shape, NUMPY_STYPE) for n, shape in places.key))
+    return _array_record(tuple((n, name, shape, NUMPY_STYPE) for n, shape in key))
 
 
 def _envelope(message: Message) -> int:

@@ -32,7 +32,6 @@ class ConsoleObserver:
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self.console = STDERR
-        self.console.quiet = quiet
         self.progress: Progress | None = None
         self.total = 0
         self.updates = 0

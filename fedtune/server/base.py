@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedtune.adapters.layout import R
-from fedtune.grids.arrays import packed, records, to_record, to_tensors
+from fedtune.grids.arrays import read, records, to_record, to_tensors
 from fedtune.grids.directory import Directory
 from fedtune.grids.replies import RoundReport, sift
 from fedtune.participation import Participation
@@ -145,7 +145,7 @@ class AdapterStrategy(Messenger):
         self.report.examples = dict(zip(self.report.used, examples, strict=True))
         weights = policy_weights(self.weights, examples, self.max_weight)
         arrays = [records(content, ArrayRecord)[0] for content in contents]
-        came = [packed(record) or to_tensors(record) for record in arrays]
+        came = [read(record) for record in arrays]
         before = self.state_dict()
         moved = self._moved(came, weights) if self._averaged else {}
         new = self._renewed({**moved, **self.combine(came)})

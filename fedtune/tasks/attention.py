@@ -79,5 +79,6 @@ def products(
         if mask.dtype == torch.bool:
             lowest = torch.finfo(q.dtype).min
             mask = q.new_zeros(mask.shape).masked_fill_(~mask, lowest)
-        scores = torch.baddbmm(mask.expand(*shape[:3], -1).flatten(0, 1), q, k.mT)
+        added = mask.to(q.dtype).expand(*shape[:3], -1)
+        scores = torch.baddbmm(added.flatten(0, 1), q, k.mT)
     return torch.bmm(scores.softmax(-1), v).view(*shape[:-1], v.shape[-1])

@@ -85,6 +85,7 @@ def load_task(
     Raises:
         ScenarioError: for a model, data set or partition that cannot be had.
     """
+    check_keys(scenario.clients.partition)
     disable_progress_bars()  # type: ignore[no-untyped-call]
     if scenario.task.data in MADE:
         if scenario.task.server_examples:
@@ -101,7 +102,6 @@ def load_task(
     task = scenario.task
     if task.data == CLIENTS and task.test is None:
         return _shapes_alone(scenario)
-    check_keys(scenario.clients.partition)
     examples = (library or Library()).borrow(
         task.model_dump_json(exclude={"validation", "head"}),
         lambda: LOADERS[task.kind](task),

@@ -27,8 +27,8 @@ class SpreadEngine(Engine):
     """Deals a round's clients into cohorts as `Engine` does, and the cohorts to workers.
 
     Which clients are a cohort is a function of their work, the cohort size and the number of
-    workers, as settled; what a cohort costs decides only who works on it, and when. This process
-    keeps a backend too, for what is not spread.
+    workers, as settled; how long cohorts take decides only who works on which, and when. This
+    process keeps a backend too, for what is not spread.
 
     Args:
         engine: the same without workers.
@@ -66,6 +66,8 @@ class SpreadEngine(Engine):
             cohorts(works, min(size, -(-len(works) // (pieces * self.pool.count))))
             for pieces in (1, PIECES)
         )
+        if len(small) == len(large):
+            return large
         return small if self._longest(small) * GAIN < self._longest(large) else large
 
     def _longest(self, dealt: Sequence[list[ClientWork]]) -> float:

@@ -61,3 +61,12 @@ def test_nothing_can_be_put_in_its_place():
     _, packed = made()
     with pytest.raises(TypeError):
         packed["bias"] = torch.zeros(4)
+
+
+def test_with_others_they_make_a_dict():
+    _, packed = made()
+    more = {"bias": torch.zeros(4), "x": torch.ones(1)}
+    assert list(packed | more) == [*SHAPES, "x"]
+    assert (packed | more)["bias"].tolist() == [0.0] * 4
+    assert (more | packed)["bias"].tolist() == [12.0, 13.0, 14.0, 15.0]
+    assert type(packed | more) is type(more | packed) is dict

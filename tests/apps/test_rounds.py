@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 import fedtune
+from fedtune.adapters.packed import Packed
 from fedtune.apps.rounds import MOMENTUM, ClientView, with_momentum
 from fedtune.runs.checkpoints import load_checkpoint
+from tests.cohort import kit
 from tests.runs.kit import adapter_bytes, lines, small
 
 BETA = 0.7
@@ -26,6 +28,18 @@ def test_momentum_is_the_weighted_sum_of_all_updates():
         expected = sum((1 - BETA) * BETA ** (t - k) * updates[k] for k in range(t + 1))
         assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
     assert set(kept) == {MOMENTUM + "x"}
+
+
+@pytest.mark.parametrize("head", ["shared", "local"])
+def test_what_is_shared_can_be_put_into_without_a_change_of_the_result(head):
+    layout = kit.adapted(head=head).layout
+    view = ClientView(0, 1, {}, {}, {}, {}, layout, {}, None)
+    packed = Packed(layout.places, torch.arange(float(layout.width)))
+    for tensors in (packed, dict(packed)):
+        shared = view.shared(tensors)
+        assert list(shared) == [spec.name for spec in layout.sent]
+        assert all(torch.equal(shared[name], packed[name]) for name in shared)
+        assert shared is not tensors or isinstance(tensors, Packed)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,8 @@ from transformers import (
     PreTrainedModel,
     RobertaConfig,
     RobertaForSequenceClassification,
+    SwinConfig,
+    SwinForImageClassification,
     ViTConfig,
     ViTForImageClassification,
 )
@@ -37,6 +39,15 @@ def vit() -> PreTrainedModel:
         image_size=8, patch_size=4, num_channels=1, num_labels=CLASSES,
     )  # fmt: skip
     return ViTForImageClassification(config)
+
+
+def swin() -> PreTrainedModel:
+    """Layers of several widths within stages."""
+    config = SwinConfig(
+        image_size=8, patch_size=1, num_channels=1, embed_dim=8, depths=[1, 2, 1],
+        num_heads=[1, 2, 2], window_size=2, num_labels=CLASSES,
+    )  # fmt: skip
+    return SwinForImageClassification(config)
 
 
 def bert() -> PreTrainedModel:
@@ -64,7 +75,13 @@ def gpt2() -> PreTrainedModel:
     return GPT2ForSequenceClassification(config)
 
 
-HEADS = {vit: "classifier", bert: "classifier", roberta: "classifier", gpt2: "score"}
+HEADS = {
+    vit: "classifier",
+    swin: "classifier",
+    bert: "classifier",
+    roberta: "classifier",
+    gpt2: "score",
+}
 
 
 def adapted(
@@ -92,7 +109,7 @@ def table(model=vit, rows=60, dtype=torch.float64, seed=5) -> Table:
     """Random examples; token sequences have lengths of their own and are padded with 0."""
     torch.manual_seed(seed)
     labels = torch.randint(CLASSES, (rows,))
-    if model is vit:
+    if model in (vit, swin):
         return Table(
             {"pixel_values": torch.randn(rows, 1, 8, 8, dtype=torch.float64).to(dtype)}, labels
         )

@@ -50,6 +50,14 @@ def test_products_are_what_the_fused_kernel_gives(n, heads, groups, tokens, d, m
         torch.testing.assert_close(mine, theirs, **EXACT)
 
 
+def test_a_mask_of_another_precision_is_that_of_the_queries():
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 4, 5, 8, dtype=torch.float64)
+    mask = torch.randn(2, 1, 5, 5)
+    found, wanted = (products(query, key, value, m) for m in (mask, mask.double()))
+    assert torch.equal(found, wanted)
+
+
 SIZES = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32,
     "vocab_size": 60, "num_key_value_heads": 2, "image_size": 8, "patch_size": 2, "num_channels": 1,

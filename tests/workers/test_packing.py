@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedtune.adapters.packed import Packed, Places
 from fedtune.errors import ClientFailure
 from fedtune.workers.packing import Flat, pack, shared_by, unpack
 
@@ -71,3 +72,13 @@ def test_what_arrives_can_be_written_to():
 def test_a_clients_failure_travels():
     failure = unpack(pack(ClientFailure(3, "train", ValueError("no"))), [], CPU)
     assert (failure.client, failure.stage, failure.reason) == (3, "train", "ValueError: no")
+
+
+def test_packed_tensors_of_a_cohort_travel_as_their_own_row():
+    places = Places({"a": (2, 3), "b": (4,)})
+    matrix = torch.randn(100, 10)
+    parcel = pack([Packed(places, row) for row in matrix[:2]])
+    assert [flat.nbytes for flat in parcel.own] == [40, 40]
+    back = unpack(parcel, [], CPU)
+    assert torch.equal(back[1]["a"], matrix[1, :6].view(2, 3))
+    assert back[0].places is back[1].places

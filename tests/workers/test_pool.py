@@ -88,6 +88,8 @@ def test_cohorts_are_as_few_as_workers_unless_smaller_ones_even_out(federation):
     assert [len(cohort) for cohort in deal(works([1]), 100)] == [1]
     uneven = [[len(w.steps) for w in cohort] for cohort in deal(works([*range(1, 9)]), 100)]
     assert uneven == [[8, 7], [6, 5], [4, 3], [2, 1]]
+    gains_little = [6, 6, 5, 5, 4, 4, 4, 4]  # 20 instead of 22 steps
+    assert [len(cohort) for cohort in deal(works(gains_little), 100)] == [4, 4]
 
 
 def test_a_client_that_fails_in_a_worker_is_named_and_the_others_go_on(federation, works):
@@ -150,6 +152,7 @@ RUNS = {
     "fedavg": {},
     "scaffold": {"strategy.name": "scaffold", "local.optimizer": "sgd", "local.lr": 0.05},
     "fed-sb": {"strategy.name": "fed-sb"},
+    "rerce": {"strategy.name": "rerce", "strategy.rho": 1.0, "strategy.first": 2},
     "local-heads": {"task.head": "local"},
     "backdoor": {"attack.kind": "backdoor", "attack.fraction": 0.4},
     "sequential": {"engine.kind": "sequential"},
