@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fedtune.adapters.packed import Packed
 from fedtune.cohort.engine import Engine
 from fedtune.cohort.plan import ClientResult
 from fedtune.runs.build import Federation, build
@@ -57,14 +58,14 @@ def first_round(count: int) -> dict[str, float]:
 
 
 def without_training(federation: Federation) -> None:
-    """Let the engine answer at once, each client with tensors of its own."""
+    """Let the engine answer at once, each client with a row of one matrix, as cohorts do."""
+    layout = federation.engine.setting.layout
 
     def train(works: Any, server_round: int) -> dict[int, ClientResult]:
+        rows = (layout.flatten(works[0].state) + 1.0).repeat(len(works), 1)
         return {
-            w.client: ClientResult(
-                w.client, {n: t + 1.0 for n, t in w.state.items()}, 1.0, 1, w.examples
-            )
-            for w in works
+            w.client: ClientResult(w.client, Packed(layout.places, row), 1.0, 1, w.examples)
+            for w, row in zip(works, rows, strict=True)
         }
 
     engine: Engine = federation.engine

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -21,6 +24,7 @@ from torch import Tensor
 from fedtune.errors import ScenarioError, first_line
 
 Arrays = Mapping[str, NDArray[Any]]
+MAKING, FORGOTTEN = "making-", 7 * 86400.0
 
 
 def made_once(kind: str, key: tuple[Any, ...], make: Callable[[Path, Path], None]) -> Arrays:
@@ -38,6 +42,9 @@ def made_once(kind: str, key: tuple[Any, ...], make: Callable[[Path, Path], None
             made = Path(beside) / "made"
             made.mkdir()
             make(made, Path(beside))
+            for file in made.iterdir():  # whole on disk before it has its name
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
             try:
                 made.rename(folder)
             except OSError:
@@ -47,9 +54,13 @@ def made_once(kind: str, key: tuple[Any, ...], make: Callable[[Path, Path], None
 
 
 def _beside(folder: Path) -> tempfile.TemporaryDirectory[str]:
+    """A folder to work in; those that were left by killed processes long ago are removed."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(dir=folder.parent)
+        for old in folder.parent.glob(f"{MAKING}*"):
+            if time.time() - old.stat().st_mtime > FORGOTTEN:
+                shutil.rmtree(old, ignore_errors=True)
+        return tempfile.TemporaryDirectory(prefix=MAKING, dir=folder.parent)
     except OSError as error:
         raise ScenarioError(
             f"{str(folder.parent)!r}: cannot be written ({first_line(error)}); HF_DATASETS_CACHE "
