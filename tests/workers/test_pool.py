@@ -154,6 +154,7 @@ RUNS = {
     "fed-sb": {"strategy.name": "fed-sb"},
     "rerce": {"strategy.name": "rerce", "strategy.rho": 1.0, "strategy.first": 2},
     "local-heads": {"task.head": "local"},
+    "late": {"faults.late": 0.4},
     "backdoor": {"attack.kind": "backdoor", "attack.fraction": 0.4},
     "sequential": {"engine.kind": "sequential"},
     "private": {
@@ -183,9 +184,10 @@ def test_a_run_does_not_depend_on_the_number_of_workers(tmp_path, library, name,
     )
     mine, theirs = ([line["eval"]["loss"] for line in run.metrics] for run in (alone, spread))
     assert theirs == pytest.approx(mine, rel=1e-6)
+    assert bool(alone.metrics[-1]["lost"]) == (name == "late")
     assert spread.summary["resolved"]["workers"] == [workers, 1, 0]
     assert len(spread.summary["peak_memory_bytes_workers"]) == workers
-    if name != "fedavg":
+    if name not in ("fedavg", "late"):
         return
     longer = {"run.rounds": 3}
     mine = fedtune.resume(alone.path, longer).metrics[-1]
