@@ -30,7 +30,7 @@ class LazyArray(Array):
     def __init__(self, tensor: Tensor) -> None:
         self.__dict__.update(
             tensor=tensor.detach() if tensor.requires_grad else tensor,
-            dtype=_name(tensor.dtype),
+            dtype=dtype_name(tensor.dtype),
             shape=tuple(tensor.shape),
             stype=NUMPY_STYPE,
         )
@@ -66,7 +66,8 @@ LazyArray.__qualname__ = Array.__qualname__
 
 
 @cache
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """NumPy's name of a dtype."""
     return str(dtype).removeprefix("torch.")
 
 

@@ -20,7 +20,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedtune.adapters.packed import Key
-from fedtune.grids.arrays import packed, records
+from fedtune.grids.arrays import dtype_name, packed, records
 from fedtune.grids.compat import CHUNK_BYTES, NUMPY_STYPE, envelope_bytes
 
 _ID = "0" * 64
@@ -75,8 +75,7 @@ def _arrays(record: ArrayRecord) -> Size:
 
 @lru_cache(maxsize=256)
 def _packed(key: Key, dtype: torch.dtype) -> Size:
-    name = str(dtype).removeprefix("torch.")
-    return _array_record(tuple((n, name, shape, NUMPY_STYPE) for n, shape in key))
+    return _array_record(tuple((n, dtype_name(dtype), shape, NUMPY_STYPE) for n, shape in key))
 
 
 def _envelope(message: Message) -> int:
