@@ -164,16 +164,8 @@ class Layout:
         return torch.cat([tensors[s.name].reshape(-1) for s in self.trained])
 
     def split(self, flat: Tensor) -> Tensors:
-        """Views of the trained tensors in a (..., P) tensor, each (..., *shape).
-
-        One split operation, so that its gradient is one concatenation.
-        """
-        parts = flat.split([s.size for s in self.trained], dim=-1)
-        lead = flat.shape[:-1]
-        return {
-            s.name: part.view((*lead, *s.shape))
-            for s, part in zip(self.trained, parts, strict=True)
-        }
+        """Views of the trained tensors in a (..., P) tensor, each (..., *shape)."""
+        return self.places.split(flat)
 
 
 def load_tensors(

@@ -31,6 +31,15 @@ class Places:
         """Number of elements of each."""
         return [prod(shape) for shape in self.shapes.values()]
 
+    def split(self, flat: Tensor) -> dict[str, Tensor]:
+        """Views of the tensors in a (..., d) tensor, each (..., *shape).
+
+        One split operation, so that its gradient is one concatenation.
+        """
+        parts, lead = flat.split(self.sizes, dim=-1), flat.shape[:-1]
+        named = zip(self.key, parts, strict=True)
+        return {name: part.view((*lead, *shape)) for (name, shape), part in named}
+
 
 class Packed(Mapping[str, Tensor]):
     """Tensors that are views of one vector; they are made when one is looked at.
@@ -48,9 +57,7 @@ class Packed(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         if self._views is None:
-            parts = self.vector.split(self.places.sizes)
-            shapes = self.places.shapes.items()
-            self._views = {n: p.view(s) for (n, s), p in zip(shapes, parts, strict=True)}
+            self._views = self.places.split(self.vector)
         return self._views[name]
 
     def __iter__(self) -> Iterator[str]:

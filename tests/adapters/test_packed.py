@@ -31,6 +31,11 @@ def test_they_are_what_the_layout_splits():
         assert torch.equal(tensor, split[name])
         assert tensor.shape == split[name].shape
         assert tensor.data_ptr() == split[name].data_ptr()
+    numbers = [number for t in packed.values() for number in t.reshape(-1).tolist()]
+    assert numbers == packed.vector.tolist()
+    assert [tuple(tensor.shape) for tensor in packed.values()] == list(SHAPES.values())
+    stacked = layout.split(torch.stack([packed.vector, packed.vector + 1.0]))
+    assert all(torch.equal(stacked[name][1], packed[name] + 1.0) for name in packed)
 
 
 def test_of_a_part_of_the_layout_they_are_that_part():
