@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from peft import LoraConfig
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -27,7 +29,10 @@ PASSED_ON = (
     "use_rslora",
 )
 DETECTED = ("fan_in_fan_out", "base_model_name_or_path", "peft_type", "inference_mode", "task_type")
-COMMON_TARGETS = (("query", "value"), ("q_proj", "v_proj"), ("c_attn",), ("query_key_value",))
+COMMON_TARGETS = (
+    ("query", "value"), ("q_proj", "v_proj"), ("c_attn",), ("query_key_value",),
+    ("query_proj", "value_proj"), ("q_lin", "v_lin"), ("Wqkv",),
+)  # fmt: skip
 
 
 def lora_config(section: AdapterSection, model: nn.Module, saved: list[str]) -> LoraConfig:
@@ -44,7 +49,8 @@ def lora_config(section: AdapterSection, model: nn.Module, saved: list[str]) -> 
     for key in section.parameters():
         _refuse(key)
     targets = _targets(section.targets, model)
-    saved = [*saved, *_existing(section.modules_to_save or [], model)]
+    _check_saved(section.modules_to_save or [], model)
+    saved = [*saved, *(section.modules_to_save or [])]
     passed = {key: getattr(section, key) for key in PASSED_ON if key != "modules_to_save"}
     return LoraConfig(
         r=section.rank,
@@ -57,11 +63,23 @@ def lora_config(section: AdapterSection, model: nn.Module, saved: list[str]) -> 
     )
 
 
-def _existing(modules: list[str], model: nn.Module) -> list[str]:
-    names = {part for name, _ in model.named_modules() for part in (name, name.split(".")[-1])}
-    if missing := [module for module in modules if module not in names]:
-        raise ScenarioError(f"adapter.modules_to_save = {modules!r}: no module {missing[0]!r}")
-    return modules
+def modules_saved(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """The modules that PEFT saves whole for `modules_to_save = names`: those whose name ends so.
+
+    Args:
+        model: the base model, before it is wrapped.
+        names: ends of names, not only whole parts: `norm` also takes `input_layernorm`.
+    """
+    found = model.named_modules(remove_duplicate=False)
+    return [name for name, _ in found if name.endswith(tuple(names))]
+
+
+def _check_saved(modules: list[str], model: nn.Module) -> None:
+    for module in modules:
+        if not modules_saved(model, [module]):
+            raise ScenarioError(
+                f"adapter.modules_to_save = {modules!r}: no module's name ends in {module!r}"
+            )
 
 
 def _refuse(key: str) -> None:
@@ -83,13 +101,18 @@ def _targets(targets: str | list[str], model: nn.Module) -> str | list[str]:
     if targets != "auto":
         return targets
     leaves = {name.rsplit(".", 1)[-1] for name in _linear_names(model)}
-    for names in COMMON_TARGETS:
-        if leaves.issuperset(names):
+    usual = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(_model_type(model), ())
+    for names in (*COMMON_TARGETS, tuple(usual)):
+        if names and leaves.issuperset(names):
             return list(names)
     raise ScenarioError(
         f"adapter.targets = 'auto': none of the usual attention projections is in "
         f"{type(model).__name__}; give names out of: {', '.join(sorted(leaves))}"
     )
+
+
+def _model_type(model: nn.Module) -> str:
+    return str(getattr(getattr(model, "config", None), "model_type", ""))
 
 
 def _linear_names(model: nn.Module) -> list[str]:

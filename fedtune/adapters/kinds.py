@@ -31,6 +31,7 @@ class Kind:
             a method `matrix` that also takes tensors with leading client dimensions.
         like: the kind of fedtune's that strategies and attacks take it for.
         unscaled: whether s = 1.
+        starts_elsewhere: whether a fresh adapter may give other outputs than the base.
     """
 
     description: str
@@ -38,6 +39,7 @@ class Kind:
     place: Callable[[LoraLinear, AdapterSection], None] | None = None
     like: str | None = None
     unscaled: bool = False
+    starts_elsewhere: bool = False
 
     def __post_init__(self) -> None:
         if "R" in self.trained and self.trained & {"A", "B"}:
@@ -82,6 +84,7 @@ KINDS = {
         "A is frozen, B is chosen among fixed edges by votes (federated rank learning)",
         frozenset({"B"}),
         edges,
+        starts_elsewhere=True,
     ),
     "none": Kind("no adapter: only the head is trained, for comparison", frozenset()),
 }

@@ -11,9 +11,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
+from peft.utils.other import get_pattern_key
 from transformers import PreTrainedModel
 
-from fedtune.adapters.config import lora_config, refused
+from fedtune.adapters.config import lora_config, modules_saved, refused
 from fedtune.adapters.initial import initial_tensors
 from fedtune.adapters.kinds import find_kind
 from fedtune.adapters.layout import HeadPolicy, Layout, Tensors, load_tensors
@@ -21,6 +22,8 @@ from fedtune.adapters.reading import read_layout
 from fedtune.adapters.scratch import SCRATCH, check_scratch, scratch
 from fedtune.errors import ScenarioError
 from fedtune.scenario.adapter import AdapterSection
+
+PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,16 @@ class Adapted:
         config: its `LoraConfig`, if it has one.
         layout: the adapter's tensors.
         initial: their values before round 1, float32 on the CPU.
+        fresh: names of the tensors of saved modules that the checkpoint did not hold.
+        starts_elsewhere: whether its outputs before round 1 may be others than the base's.
     """
 
     model: PeftModel | PreTrainedModel
     config: LoraConfig | None
     layout: Layout
     initial: Tensors
+    fresh: frozenset[str] = frozenset()
+    starts_elsewhere: bool = False
 
 
 def wrap(
@@ -83,12 +90,13 @@ def wrap(
     if base.model.config.model_type == SCRATCH:
         check_scratch(section)
         made = scratch(base.model, section, seed, device, dtype, master_dtype(dtype))
-        return Adapted(base.model.eval(), None, *made)
+        return Adapted(base.model.eval(), None, *made, starts_elsewhere=True)
     what = find_kind(kind)
     if what.unscaled:
         section = _unscaled(section, kind)
-    whole = [*base.head, *(section.modules_to_save or [])]
-    names = {n: p.detach().clone() for n, p in base.model.named_parameters() if inside(n, whole)}
+    whole = modules_saved(base.model, [*base.head, *(section.modules_to_save or [])])
+    everything = base.model.named_parameters(remove_duplicate=False)
+    names = {n: p.detach().clone() for n, p in everything if inside(n, whole)}
     base.model.to(device=device, dtype=dtype).requires_grad_(False)
     try:
         with warnings.catch_warnings():
@@ -108,7 +116,7 @@ def wrap(
             assert isinstance(layer, LoraLinear)
             what.place(layer, section)
     layout = read_layout(model, what.trained, head, base.head, delivers)
-    known = {f"base_model.model.{n}": t for n, t in names.items() if n not in base.fresh}
+    known = {f"{PREFIX}{n}": t for n, t in names.items() if n not in base.fresh}
     std = float(getattr(base.model.config, "initializer_range", 0.02))
     initial = initial_tensors(layout, seed, known, std)
     layout = _from_nothing(model, layout, initial)
@@ -118,7 +126,8 @@ def wrap(
             parameter.data = parameter.data.to(master_dtype(dtype))
         parameter.requires_grad_(spec.trained)
     load_tensors(model, layout.specs, initial)
-    return Adapted(model.eval(), config, layout, initial)
+    fresh = frozenset(f"{PREFIX}{name}" for name in base.fresh)
+    return Adapted(model.eval(), config, layout, initial, fresh, what.starts_elsewhere)
 
 
 def _from_nothing(model: PeftModel, layout: Layout, initial: Tensors) -> Layout:
@@ -149,9 +158,10 @@ def master_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _check_patterns(layers: list[str], section: AdapterSection) -> None:
+    names = [layer.removeprefix(PREFIX) for layer in layers]
     for key in ("rank_pattern", "alpha_pattern"):
         for pattern in getattr(section, key) or {}:
-            if not any(re.match(rf"(.*\.)?({pattern})$", layer) for layer in layers):
+            if not any(get_pattern_key([pattern], name) == pattern for name in names):
                 raise ScenarioError(
                     f"adapter.{key}: {pattern!r} matches none of the adapted layers"
                 )
@@ -169,15 +179,15 @@ def _check_lists(layers: list[str], section: AdapterSection) -> None:
 
 
 def inside(name: str, modules: Sequence[str]) -> bool:
-    """Whether a parameter belongs to one of the modules."""
-    return any(f".{module}." in f".{name}" for module in modules)
+    """Whether a parameter belongs to one of the modules, by their whole names."""
+    return name.startswith(tuple(f"{module}." for module in modules))
 
 
 def _check_layers(model: PeftModel, section: AdapterSection) -> None:
     for name, module in model.named_modules():
         if not isinstance(module, LoraLayer):
             continue
-        shown = name.removeprefix("base_model.model.")
+        shown = name.removeprefix(PREFIX)
         if not isinstance(module, LoraLinear):
             raise ScenarioError(
                 f"adapter.targets = {section.targets!r}: matches {shown}, a "

@@ -15,6 +15,7 @@ from fedtune.cohort.backend import Setting
 from fedtune.cohort.checkpointing import checkpoint_layers
 from fedtune.cohort.engine import Engine, Resolved
 from fedtune.cohort.probe import choose_backend
+from fedtune.cohort.start import check_start
 from fedtune.errors import ScenarioError
 from fedtune.runs.strategies import adapter_kind, delivered_roles
 from fedtune.scenario.schema import EngineSection, Scenario
@@ -78,6 +79,8 @@ def make_engine(
     )
     wanted = resolved.backend if resolved else section.kind.replace("flower", "cohort")
     sample = np.arange(min(PROBE_ROWS, len(task.train)))
+    if not is_bare(task):
+        check_start(setting, sample)
     backend, reason = (
         (AbsentBackend(setting), None) if is_bare(task) else choose_backend(setting, wanted, sample)
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from transformers import PreTrainedModel
 
+from fedtune.adapters.config import modules_saved
 from fedtune.adapters.wrap import inside
 from fedtune.tasks.examples import Examples
 
@@ -74,7 +75,7 @@ class Library:
             self._held = _placed(load(), device, dtype, whole)
             self._key = key
         held = self._held
-        own = [*held.base.head, *whole]
+        own = _trained_whole(held.base.model, [*held.base.head, *whole])
         return replace(held, base=replace(held.base, model=_copy(held.base.model, own)))
 
 
@@ -82,15 +83,23 @@ def _placed(
     examples: Examples, device: torch.device, dtype: torch.dtype, whole: Sequence[str]
 ) -> Examples:
     base = examples.base
-    for name, parameter in base.model.named_parameters():
-        if not inside(name, [*base.head, *whole]):
+    own = _trained_whole(base.model, [*base.head, *whole])
+    for parameter in base.model.parameters():
+        if id(parameter) not in own:
             parameter.data = parameter.data.to(device, dtype)
     return replace(
         examples, train=examples.train.to(device, dtype), test=examples.test.to(device, dtype)
     )
 
 
-def _copy(model: PreTrainedModel, own: Sequence[str]) -> PreTrainedModel:
+def _trained_whole(model: PreTrainedModel, names: Sequence[str]) -> set[int]:
+    """Identities of the parameters of modules that are saved whole; a tied one by any name."""
+    modules = modules_saved(model, names)
+    found = model.named_parameters(remove_duplicate=False)
+    return {id(parameter) for name, parameter in found if inside(name, modules)}
+
+
+def _copy(model: PreTrainedModel, own: Collection[int]) -> PreTrainedModel:
     """New modules; parameters outside `own` are the same tensors."""
-    shared = {id(p): p for name, p in model.named_parameters() if not inside(name, own)}
+    shared = {id(p): p for p in model.parameters() if id(p) not in own}
     return copy.deepcopy(model, shared)
