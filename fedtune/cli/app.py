@@ -101,6 +101,9 @@ def export(
     rank: Annotated[
         int | None, typer.Option(help="Write the best adapter of this rank, and what it loses.")
     ] = None,
+    check: Annotated[
+        bool, typer.Option(help="Load what was written and compare its outputs with the run's.")
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Write a run's result as a PEFT adapter and as merged weights."""
@@ -111,7 +114,7 @@ def export(
     if rank is not None:
         folder = (out or directory / "export") / "adapter"
         try:
-            error = shortened(RunDirectory.open(directory), folder, rank)
+            error = shortened(RunDirectory.open(directory), folder, rank, check)
         except OSError as fault:
             raise ScenarioError(f"export of {str(directory)!r}: {fault}") from None
         if as_json:
@@ -119,7 +122,7 @@ def export(
         else:
             typer.echo(f"{folder}\nlargest relative error of a layer: {error:.2%}")
         return
-    written = write(RunDirectory.open(directory), out or directory / "export", form)
+    written = write(RunDirectory.open(directory), out or directory / "export", form, check)
     if as_json:
         print_json({folder.name: str(folder) for folder in written})
     else:

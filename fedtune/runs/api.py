@@ -18,10 +18,10 @@ from fedtune.runs.build import Federation, build
 from fedtune.runs.checkpoints import Checkpoint, load_checkpoint
 from fedtune.runs.clientwise import by_client
 from fedtune.runs.directory import RunDirectory
-from fedtune.runs.export import save_result
 from fedtune.runs.loop import ServerState, run_rounds, start_state
 from fedtune.runs.observing import Observer, Started
 from fedtune.runs.on_flower import run_on_flower
+from fedtune.runs.saving import save_result
 from fedtune.runs.settling import settle_paths
 from fedtune.runs.strategies import what_clients_keep
 from fedtune.runs.summary import draw_run, summarise

@@ -3,108 +3,38 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import warnings
-from contextlib import suppress
+from collections import Counter
 from pathlib import Path
-from typing import Any
 
-import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from fedtune.adapters.factors import exact_factors, truncated
-from fedtune.adapters.layout import BASE, A, B, Tensors
-from fedtune.adapters.wrap import Adapted
+from fedtune.adapters.factors import truncated
+from fedtune.adapters.layout import A, B
 from fedtune.cohort.stacked import adapted_layers
 from fedtune.errors import ScenarioError
 from fedtune.files import write_atomically
-from fedtune.runs.build import Federation
 from fedtune.runs.directory import RunDirectory
-from fedtune.scenario.task import TaskSection
-from fedtune.tasks.bases import base_path, load_base, load_tokenizer
+from fedtune.runs.export_check import check_export, hold_against, with_products
+from fedtune.runs.saving import save_reader
+from fedtune.tasks.bases import load_base
 from fedtune.tasks.conv import ConvForImageClassification
-from fedtune.tasks.images import load_processor
 
 FORMATS = ("both", "adapter", "merged")
-PREFIX = "base_model.model."
 
 
-def save_result(federation: Federation, arrays: dict[str, Tensor], directory: RunDirectory) -> None:
-    """Write `adapter/` (or `model/`), and `clients/` where heads are local."""
-    final = {**federation.adapted.initial, **arrays}
-    if federation.adapted.config is None:
-        save_model(federation, final, directory.model)
-        return
-    save_adapter(federation.adapted, final, directory.adapter)
-    for client, kept in federation.store.kept.items():
-        names = [spec.name for spec in federation.adapted.layout.kept]
-        if not names:
-            break
-        data = save({name: kept[name].detach().cpu().contiguous() for name in names})
-        write_atomically(directory.path / "clients" / f"{client}.safetensors", data)
-
-
-def save_model(federation: Federation, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Write a Transformers folder of a model whose own weights were voted on."""
-    adapted = federation.adapted
-    weights = {n: t.detach().float().cpu() for n, t in adapted.layout.matrices(tensors).items()}
-    assert isinstance(adapted.model, PreTrainedModel)
-    model = ConvForImageClassification(adapted.model.config)
-    model.load_state_dict(weights)
-    model.save_pretrained(folder)
-    save_reader(federation.scenario.task, folder)
-
-
-def save_adapter(adapted: Adapted, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Write a folder that `PeftModel.from_pretrained` loads; equal runs give equal bytes."""
-    assert adapted.config is not None
-    tensors = {n: t.detach().cpu() for n, t in adapted.layout.folded(tensors).items()}
-    tensors, patterns = with_base_moved(tensors, adapted.model)
-    plain = {
-        spec.name: tensors[spec.name].float().contiguous()
-        for spec in adapted.layout.specs
-        if spec.name in tensors
-    }
-    config = _sorted(adapted.config.to_dict() | patterns | {"inference_mode": True})
-    text = json.dumps(config, indent=2, sort_keys=True, default=str) + "\n"
-    write_atomically(folder / "adapter_config.json", text.encode())
-    write_atomically(folder / "adapter_model.safetensors", save(plain, metadata={"format": "pt"}))
-
-
-def with_base_moved(tensors: Tensors, model: nn.Module) -> tuple[Tensors, dict[str, Any]]:
-    """Changes of the base's own weights as more columns of B and rows of A, exactly.
+def shortened(directory: RunDirectory, folder: Path, rank: int, check: bool = True) -> float:
+    """Write the best adapter of a rank for a run; gives the largest relative error of a layer.
 
     Args:
-        tensors: of a plain LoRA adapter, and `<layer>.base.weight` of layers whose base moved.
-        model: with the adapters, for their scaling.
-
-    Returns:
-        The tensors, and what changes in the `LoraConfig` that takes them.
-    """
-    found = {name: tensor for name, tensor in tensors.items() if BASE not in name}
-    moved = {n.removesuffix(BASE): t for n, t in tensors.items() if BASE in n}
-    ranks: dict[str, float] = {}
-    alphas: dict[str, float] = {}
-    for layer, (_, scaling) in adapted_layers(model).items() if moved else ():
-        u, v = exact_factors(moved[layer])
-        a, b = layer + A, layer + B
-        found[a] = torch.cat([tensors[a].double(), v])
-        found[b] = torch.cat([tensors[b].double(), u], 1)
-        name = re.escape(layer.removeprefix(PREFIX))
-        ranks[name] = len(found[a])
-        alphas[name] = scaling * len(found[a])
-    scaled = {"rank_pattern": ranks, "alpha_pattern": alphas, "use_rslora": False}
-    return found, scaled if moved else {}
-
-
-def shortened(directory: RunDirectory, folder: Path, rank: int) -> float:
-    """Write the best adapter of a rank for a run; gives the largest relative error of a layer.
+        check: whether what was written is loaded in plain PEFT and its outputs held against those
+            of the base with the shortened products in its weights.
 
     Raises:
         ScenarioError: if the rank is not positive, or the run has no adapter.
@@ -114,6 +44,7 @@ def shortened(directory: RunDirectory, folder: Path, rank: int) -> float:
     if rank < 1:
         raise ScenarioError(f"--rank {rank}: must be at least 1")
     model = load_model(directory)
+    assert isinstance(model, PeftModel)
     config = json.loads((directory.adapter / "adapter_config.json").read_text("utf-8"))
     tensors = load_file(directory.adapter / "adapter_model.safetensors")
     scaling = {name: s for name, (_, s) in adapted_layers(model).items()}
@@ -133,6 +64,9 @@ def shortened(directory: RunDirectory, folder: Path, rank: int) -> float:
     text = json.dumps(config | plain, indent=2, sort_keys=True) + "\n"
     write_atomically(folder / "adapter_config.json", text.encode())
     write_atomically(folder / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
+    if check:
+        products = {layer: tensors[layer + B] @ tensors[layer + A] for layer in scaling}
+        hold_against(directory, [folder], with_products(model, products))
     return max(errors)
 
 
@@ -155,23 +89,26 @@ def load_model(directory: RunDirectory | str | Path) -> PeftModel | PreTrainedMo
     classes = directory.summary["classes"]
     base = load_base(scenario.task, classes)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore")  # PEFT's of tied weights: `merged` takes care of them
         return PeftModel.from_pretrained(base.model, str(directory.adapter)).eval()
 
 
-def export(directory: RunDirectory, out: Path, form: str) -> list[Path]:
+def export(directory: RunDirectory, out: Path, form: str, check: bool = True) -> list[Path]:
     """Write a run's result as an adapter, as merged weights, or both.
 
     With local heads there is no one model to merge, so `both` writes the adapter only.
 
     Args:
         form: one of `FORMATS`.
+        check: whether what was written is loaded in plain PEFT and Transformers and its outputs
+            held against the run's.
 
     Returns:
         The folders written.
 
     Raises:
-        ScenarioError: if the run has no result yet, or `form` is unknown.
+        ScenarioError: if the run has no result yet, `form` is unknown, or what was written gives
+            other outputs than the run's model.
     """
     if form not in FORMATS:
         raise ScenarioError(f"--format {form!r}: allowed: {', '.join(FORMATS)}")
@@ -189,7 +126,10 @@ def export(directory: RunDirectory, out: Path, form: str) -> list[Path]:
     if local and form == "merged":
         raise ScenarioError("--format 'merged': every client has a head of its own; use 'adapter'")
     try:
-        return _export(directory, out, "adapter" if local else form)
+        written = _export(directory, out, "adapter" if local else form)
+        if check:
+            check_export(directory, written)
+        return written
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).split("\n", 1)[0]
         raise ScenarioError(f"export of {str(directory.path)!r}: {reason}") from None
@@ -204,21 +144,33 @@ def _export(directory: RunDirectory, out: Path, form: str) -> list[Path]:
         written.append(out / "adapter")
     if form in ("both", "merged"):
         assert isinstance(model, PeftModel)
-        merged = model.merge_and_unload()
-        merged.save_pretrained(out / "merged")
+        merged(model).save_pretrained(out / "merged")
         save_reader(directory.scenario.task, out / "merged")
         written.append(out / "merged")
     return written
 
 
-def save_reader(task: TaskSection, folder: Path) -> None:
-    """Write what makes the model's inputs, an image processor or a tokenizer, if there is one."""
-    with suppress(ScenarioError):
-        if task.kind == "image-classification":
-            load_processor(base_path(task.base)).save_pretrained(folder)
-        else:
-            load_tokenizer(task.base).save_pretrained(folder)
+def merged(model: PeftModel) -> PreTrainedModel:
+    """The base with the adapter in its weights, tied ones apart where one of them changed."""
+    untie(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole: PreTrainedModel = model.merge_and_unload()
+    apart(whole)
+    return whole
 
 
-def _sorted(config: dict[str, Any]) -> dict[str, Any]:
-    return {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+def untie(model: PeftModel) -> None:
+    """Give adapted layers weights of their own: added to a tied one, a change would show twice."""
+    owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    for layer, _ in adapted_layers(model).values():
+        if owners[id(layer.weight)] > 1:
+            layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+
+
+def apart(model: PreTrainedModel) -> None:
+    """Say in the configuration that a language head is not its embedding, where that is so."""
+    inner, outer = model.get_input_embeddings(), model.get_output_embeddings()
+    if outer is not None and inner is not None and outer.weight is not inner.weight:
+        model.config.tie_word_embeddings = False
+        model.config.get_text_config().tie_word_embeddings = False

@@ -89,9 +89,10 @@ FAMILIES = {
         "LlamaConfig", "LlamaForCausalLM", {**SMALL, "num_key_value_heads": 1}, "mlp.down_proj",
         "norm", CAUSAL,
     ),
-    "qwen2": Family(
-        "Qwen2Config", "Qwen2ForCausalLM", {**SMALL, "num_key_value_heads": 1}, "mlp.down_proj",
-        "norm", CAUSAL,
+    "qwen2": Family(  # its tokenizer adds a token of its own
+        "Qwen2Config", "Qwen2ForCausalLM",
+        {**SMALL, "num_key_value_heads": 1, "vocab_size": len(WORDS) + 4}, "mlp.down_proj", "norm",
+        CAUSAL,
     ),
     "gemma": Family(
         "GemmaConfig", "GemmaForCausalLM",
