@@ -52,16 +52,21 @@ def base_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
 
 @contextmanager
 def _by_weights(model: nn.Module) -> Iterator[dict[str, nn.Linear | Conv1D]]:
+    """The adapted layers, each with a weight of its own to differentiate by.
+
+    The values stay where they are; but of a tied weight (a language head that is the embedding)
+    only the path through this layer counts, the one that its adapter acts on.
+    """
     layers = {name: layer for name, (layer, _) in adapted_layers(model).items()}
+    tied = {name: layer.weight for name, layer in layers.items()}
     for layer in layers.values():
-        layer.weight.requires_grad_(True)
+        layer.weight = nn.Parameter(layer.weight.detach())
     try:
         with torch.enable_grad():
             yield layers
     finally:
-        for layer in layers.values():
-            layer.weight.requires_grad_(False)
-            layer.weight.grad = None
+        for name, layer in layers.items():
+            layer.weight = tied[name]
         model.zero_grad()
 
 
