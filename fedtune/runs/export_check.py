@@ -26,7 +26,7 @@ from fedtune.runs.strategies import adapter_kind, delivered_roles
 from fedtune.tasks.base import Inputs
 from fedtune.tasks.bases import MODELS, base_path, labels_of, load_base, quiet
 from fedtune.tasks.images import load_processor
-from fedtune.tasks.text import positions
+from fedtune.tasks.lengths import positions
 
 TOLERANCE = 1e-4
 ROWS, LENGTH, SIDE = 3, 12, 64

@@ -22,9 +22,10 @@ from fedtune.tasks.bases import load_base, load_tokenizer
 from fedtune.tasks.cache import Arrays
 from fedtune.tasks.examples import Examples
 from fedtune.tasks.generation import ExactMatch, answer
+from fedtune.tasks.lengths import fitting, longest, most_tokens, positions
 from fedtune.tasks.sources import load_splits
-from fedtune.tasks.text import as_text, longest, positions
-from fedtune.tasks.tokens import IGNORED, Columns, TokenTable, tokenise
+from fedtune.tasks.text import as_text
+from fedtune.tasks.tokens import IGNORED, OFFSETS, Columns, TokenTable, tokenise
 from fedtune.tasks.words import SUMS, sums
 
 
@@ -102,13 +103,29 @@ def load_language(task: TaskSection) -> Examples:
     base = load_base(task, [])
     tokenizer = load_tokenizer(task.base)
     length = longest(task, base.model, tokenizer)
-    encode = _responses(prompts, tokenizer, length) if prompts else _blocks(task, tokenizer, length)
-    settings = ("causal-lm", prompts, task.text, length)
-    encoded = {n: tokenise(s, tokenizer, encode, settings) for n, s in splits.items()}
+
+    def tokens(length: int) -> dict[str, Arrays]:
+        encode = (
+            _responses(prompts, tokenizer, length) if prompts else _blocks(task, tokenizer, length)
+        )
+        settings = ("causal-lm", prompts, task.text, length)
+        return {n: tokenise(s, tokenizer, encode, settings) for n, s in splits.items()}
+
+    encoded = tokens(length)
+    widest = max(int(np.diff(found[OFFSETS]).max(initial=1)) for found in encoded.values())
+    if (most := fitting(task, base.model, widest)) < widest:
+        encoded = tokens(most)
+        notes.append(f"data: blocks are cut to {most} tokens, the most that {task.base} takes")
     tables = {name: _table(task, found, tokenizer) for name, found in encoded.items()}
     matcher = None
     if prompts is not None and task.extract is not None:
         matcher = _matcher(task, splits["test"], prompts, tokenizer, positions(base.model))
+        width = max(len(ids) for ids, _ in matcher.pairs) + task.extract_tokens
+        if (most := most_tokens(base.model, width)) < width:
+            raise ScenarioError(
+                f"task.extract_tokens = {task.extract_tokens}: with the longest prompt {width} "
+                f"tokens, and {task.base} takes at most {most}"
+            )
     source = np.asarray(encoded["train"]["row"])
     lost = sum(len(split) - len(set(encoded[n]["row"].tolist())) for n, split in splits.items())
     if lost:

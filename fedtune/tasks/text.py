@@ -5,19 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from datasets import Dataset, DatasetDict
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from fedtune.errors import ScenarioError
 from fedtune.scenario.task import TaskSection
 from fedtune.tasks.base import Classification
 from fedtune.tasks.bases import load_base, load_tokenizer
 from fedtune.tasks.examples import Examples
 from fedtune.tasks.labels import encode_labels, keep_single_labels
+from fedtune.tasks.lengths import fitting, longest
 from fedtune.tasks.sources import load_splits
 from fedtune.tasks.tokens import Columns, TokenTable, tokenise
 from fedtune.tasks.words import INTENTS, intents
 
-DEFAULT_LENGTH = 128
 CODE = "fedtune-class"
 
 
@@ -35,50 +34,24 @@ def load_text(task: TaskSection) -> Examples:
     tokenizer = load_tokenizer(task.base)
     length = longest(task, base.model, tokenizer)
     typed = task.text_pair is not None and getattr(base.model.config, "type_vocab_size", 0) > 1
-    tables = {
-        name: _encode(task, split.add_column(CODE, labels[name]), tokenizer, length, typed)
-        for name, split in single.items()
-    }
+
+    def encoded(length: int) -> dict[str, TokenTable]:
+        return {
+            name: _encode(task, split.add_column(CODE, labels[name]), tokenizer, length, typed)
+            for name, split in single.items()
+        }
+
+    tables = encoded(length)
+    widest = max(int(table.lengths.max()) for table in tables.values())
+    if (most := fitting(task, base.model, widest)) < widest:
+        tables = encoded(most)
+        notes.append(f"data: rows are cut to {most} tokens, the most that {task.base} takes")
     if dropped := sum(len(splits[n]) - len(single[n]) for n in splits):
         notes.append(f"data: {dropped} rows with several labels are left out")
     return Examples(
         base, Classification(), tables["train"], tables["test"], single["train"], classes,
         notes=notes,
     )  # fmt: skip
-
-
-def longest(task: TaskSection, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The most tokens of an example: the scenario's, or 128, within what the base takes.
-
-    Raises:
-        ScenarioError: if the scenario asks for more, or the tokenizer knows more ids than the base.
-    """
-    ids, known = len(tokenizer), model.get_input_embeddings().weight.shape[0]
-    if ids > known:
-        raise ScenarioError(
-            f"task.base = {task.base!r}: its tokenizer has {ids} tokens, the model {known}"
-        )
-    places = positions(model)
-    if places is not None and task.max_length is not None and task.max_length > places:
-        raise ScenarioError(
-            f"task.max_length = {task.max_length}: {task.base} takes at most {places} tokens"
-        )
-    return task.max_length or min(DEFAULT_LENGTH, places or DEFAULT_LENGTH)
-
-
-def positions(model: PreTrainedModel) -> int | None:
-    """The most tokens that a model takes; None where its configuration names no limit."""
-    places = getattr(model.config, "max_position_embeddings", None)
-    if not isinstance(places, int) or places <= 0:
-        return None
-    offset = getattr(model.config, "model_type", "") in OFFSET_POSITIONS
-    return places - 1 - (model.config.pad_token_id or 0) if offset else places
-
-
-OFFSET_POSITIONS = (
-    "camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "mpnet", "roberta",
-    "xlm-roberta", "xlm-roberta-xl", "xmod",
-)  # fmt: skip
 
 
 def _encode(
