@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from fedtune.version import __version__
+from fedtune.waiting import wait_passively
 
 __all__ = [
     "RunDirectory",
@@ -25,6 +26,8 @@ __all__ = [
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+wait_passively()
 
 if TYPE_CHECKING:
     from fedtune.audit.run import audit

@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = [
-    "errors", "files", "console", "randomness", "version", "scenario", "adapters", "tasks",
-    "privacy", "cohort", "workers",
+    "errors", "files", "console", "randomness", "version", "waiting", "scenario", "adapters",
+    "tasks", "privacy", "cohort", "workers",
     "rules", "participation", "grids", "adversaries", "apps", "server", "strategies",
     "reporting", "runs", "deploy", "audit", "comparison", "cli",
 ]  # fmt: skip

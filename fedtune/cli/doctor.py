@@ -9,6 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 import psutil
 import torch
 
+from fedtune.runs.threads import free_cores, own_threads
+from fedtune.waiting import described
+
 REQUIRED = ("fedtune", "flwr", "flwr-datasets", "numpy", "peft", "torch", "transformers")
 OPTIONAL = {
     "ray": "engine.kind = 'flower'; pip install 'fedtune[flower]'",
@@ -39,7 +42,8 @@ def _version(package: str) -> str | None:
 
 def _cpu() -> str:
     memory = psutil.virtual_memory().total / 2**30
-    return f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads, {memory:.0f} GiB"
+    cores = f"{os.cpu_count()} cores, {free_cores()} free now"
+    return f"{cores}, at most {own_threads()} torch threads, {memory:.0f} GiB; {described()}"
 
 
 def _gpus() -> dict[str, str]:

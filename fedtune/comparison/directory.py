@@ -50,6 +50,11 @@ class ComparisonDirectory:
         return _read(self.path / GRID)
 
     @property
+    def threads(self) -> int | None:
+        """The CPU threads that cells here were trained with; None before there are any."""
+        return int(self.grid["threads"]) if (self.path / GRID).is_file() else None
+
+    @property
     def record(self) -> dict[str, Any]:
         """comparison.json: everything that tables, pictures and page show."""
         return _read(self.path / RECORD)

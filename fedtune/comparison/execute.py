@@ -59,6 +59,7 @@ class Execution:
         if self.section.claim is not None:
             check_claim(self.section.claim, [row.family.over for row in self.possible])
         self.problems: dict[str, str] = {}
+        self.chosen_threads: list[int] = []  # by kind of run; all cells share the most
         self.refusals: dict[str, str | None] = {}
         self.metric = self.section.metric
         self.amount = self.section.budget.amount
@@ -75,9 +76,11 @@ class Execution:
         Raises:
             ScenarioError: for whatever would stop a run before it trains.
         """
+        self.library.threads = self.directory.threads
         for row in self.possible:
             assert row.family.scenario is not None
             row.problem = self._refused(row.family.scenario)
+        self.library.threads = max(self.chosen_threads, default=None)
         self.reference = self._reference()
         budget = self.section.budget
         if budget.kind != "rounds" and self.amount is None:
@@ -117,7 +120,7 @@ class Execution:
                 "amount": self.amount,
                 "versions": versions(),
                 "device": pick_device(self.base.engine.device),
-                "threads": torch.get_num_threads(),
+                "threads": self.library.threads or torch.get_num_threads(),
                 "families": [self._row(row) for row in self.rows],
             }
         )
@@ -129,6 +132,8 @@ class Execution:
             self.refusals[key] = None
             try:
                 federation = build(scenario, library=self.library)
+                if scenario.engine.threads == "auto":
+                    self.chosen_threads.append(federation.engine.resolved.threads)
                 with closing(federation.engine):
                     self._check_metric(evaluated(federation))
             except Incompatible as error:

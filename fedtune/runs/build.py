@@ -108,7 +108,10 @@ def build(
         raise ScenarioError("task.data = 'clients': only in a deployment; see fedtune deploy")
     size = sum(parameter.numel() for parameter in task.base.model.parameters())
     adversary = make_adversary(scenario, task)
-    runner, reason = make_engine(scenario, task, adversary, device, dtype, resolved, on_resolve)
+    lent = library.threads if library else None
+    runner, reason = make_engine(
+        scenario, task, adversary, device, dtype, resolved, on_resolve, lent
+    )
     if outer is None:
         runner = with_workers(runner, scenario, task, adversary, parts, library)
     store = MemoryStore()

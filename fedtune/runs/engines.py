@@ -18,6 +18,7 @@ from fedtune.cohort.probe import choose_backend
 from fedtune.cohort.start import check_start
 from fedtune.errors import ScenarioError
 from fedtune.runs.strategies import adapter_kind, delivered_roles
+from fedtune.runs.threads import auto_threads, own_threads
 from fedtune.scenario.schema import EngineSection, Scenario
 from fedtune.tasks.load import Task
 
@@ -27,13 +28,12 @@ DTYPES = {
     "float64": torch.float64,
 }
 PROBE_ROWS = 8
-OWN_THREADS = torch.get_num_threads()
 
 
 def prepare_torch(engine: EngineSection, resolved: Resolved | None) -> torch.device:
     """Threads and determinism as the scenario says, or as a run settled before; the device."""
     threads = resolved.threads if resolved else engine.threads
-    torch.set_num_threads(threads if isinstance(threads, int) else OWN_THREADS)
+    torch.set_num_threads(threads if isinstance(threads, int) else own_threads())
     if engine.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(engine.deterministic)
@@ -61,8 +61,16 @@ def make_engine(
     dtype: torch.dtype,
     resolved: Resolved | None,
     on_resolve: Callable[[Resolved], None] = lambda resolved: None,
+    threads: int | None = None,
 ) -> tuple[Engine, str | None]:
-    """The engine, and why it is not the one that was asked for, if so."""
+    """The engine, and why it is not the one that was asked for, if so.
+
+    Args:
+        resolved: what the engine settled, where a run is taken up again.
+        on_resolve: told of each thing that the engine settles.
+        threads: what `engine.threads = "auto"` is, where other runs have chosen it; by default it
+            is chosen here.
+    """
     section = scenario.engine
     adapted = adapt(scenario, task, device, dtype)
     if section.gradient_checkpointing:
@@ -87,6 +95,8 @@ def make_engine(
     if section.compile:
         torch.compiler.reset()  # else models of earlier runs count against the limit
         adapted.model.compile()
+    if resolved is None and section.threads == "auto":
+        torch.set_num_threads(threads or auto_threads(backend))
     settled = resolved or Resolved(backend.name, str(setting.device), torch.get_num_threads())
     return Engine(backend, setting, settled, section.cohort_size, on_resolve), reason
 

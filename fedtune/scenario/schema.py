@@ -88,7 +88,9 @@ class EngineSection(Section):
     )
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
-        "auto", description="CPU threads of torch"
+        "auto",
+        description="CPU threads of torch; auto: as many as a step of this job gains by, of those "
+        "that are free at the start",
     )
     workers: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] | None = Field(
         None,

@@ -32,9 +32,13 @@ class Library:
 
     Each run gets modules of its own over shared parameters: PEFT puts adapters on its copy, and the
     head, which is trained, is copied too. What runs keep beside (Ray workers) ends with `close`.
+
+    Attributes:
+        threads: what `engine.threads = "auto"` is for all runs that borrow, once it is chosen.
     """
 
     def __init__(self) -> None:
+        self.threads: int | None = None
         self._key: Key | None = None
         self._held: Examples | None = None
         self._kept: tuple[Hashable, Any] | None = None
