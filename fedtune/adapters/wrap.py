@@ -20,7 +20,7 @@ from fedtune.adapters.kinds import find_kind
 from fedtune.adapters.layout import HeadPolicy, Layout, Tensors, load_tensors
 from fedtune.adapters.reading import read_layout
 from fedtune.adapters.scratch import SCRATCH, check_scratch, scratch
-from fedtune.errors import ScenarioError
+from fedtune.errors import Incompatible, ScenarioError
 from fedtune.scenario.adapter import AdapterSection
 
 PREFIX = "base_model.model."
@@ -117,6 +117,11 @@ def wrap(
             what.place(layer, section)
     layout = read_layout(model, what.trained, head, base.head, delivers)
     known = {f"{PREFIX}{n}": t for n, t in names.items() if n not in base.fresh}
+    if any(tensor.is_meta for tensor in known.values()):
+        raise Incompatible(
+            f"adapter.modules_to_save = {section.modules_to_save!r}: the server has no weights of "
+            "the base that they begin as; give task.test"
+        )
     std = float(getattr(base.model.config, "initializer_range", 0.02))
     initial = initial_tensors(layout, seed, known, std)
     layout = _from_nothing(model, layout, initial)

@@ -23,6 +23,7 @@ from fedtune.scenario.task import TaskSection
 from fedtune.tasks.base import Table
 from fedtune.tasks.bases import load_base
 from fedtune.tasks.language import CausalLM
+from fedtune.tasks.shapes import load_shapes
 from tests.cohort import kit
 from tests.kits.families import DECODERS, FAMILIES, WORDS, save_family
 
@@ -181,3 +182,12 @@ def test_an_adapter_that_is_not_nothing_is_refused(folders):
         made.model.get_parameter(spec.parameter).fill_(0.1)
     with pytest.raises(ScenarioError, match="is not itself"):
         check_start(_setting(made), np.arange(2))
+
+
+def test_a_server_without_weights_cannot_send_what_saved_modules_begin_as(folders):
+    base = load_shapes(
+        TaskSection(kind="causal-lm", base=folders("llama"), data="clients", text="text"), []
+    )
+    meta, section = torch.device("meta"), AdapterSection(modules_to_save=["norm"])
+    with pytest.raises(ScenarioError, match="no weights of the base that they begin as"):
+        wrap(base, section, "lora", "shared", 0, meta, torch.float32)
