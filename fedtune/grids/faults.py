@@ -90,8 +90,7 @@ class FaultGrid(GridWrapper):
             found.update({f"{client}/arrays/{name}": tensor for name, tensor in arrays.items()})
             metrics = records(message.content, MetricRecord)[0]
             for name, value in metrics.items():
-                kind = torch.int64 if isinstance(value, int) else torch.float64
-                found[f"{client}/metrics/{name}"] = torch.tensor(value, dtype=kind)
+                found[f"{client}/metrics/{name}"] = torch.from_numpy(np.asarray(value))
         return found
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -111,7 +110,7 @@ class FaultGrid(GridWrapper):
                 }
                 for record in ("arrays", "metrics")
             }
-            metrics = MetricRecord({name: t.item() for name, t in parts["metrics"].items()})
+            metrics = MetricRecord({name: t.tolist() for name, t in parts["metrics"].items()})
             content = RecordDict({"arrays": to_record(parts["arrays"]), "metrics": metrics})
             asked = Message(RecordDict(), self.directory.node(client), MessageType.TRAIN)
             set_message_id(asked, EARLIER)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Mapping
 
 import torch
@@ -14,6 +14,7 @@ from fedtune.grids.arrays import packed, records, to_tensor
 from fedtune.rules.flat import are_finite, flat
 
 MOST_EXAMPLES = 1e12
+MOST_SHOWN = 80  # letters of a value in a message
 
 
 class ReplyForm:
@@ -88,12 +89,21 @@ class ReplyForm:
 def metrics_fault(metrics: MetricRecord, weight_key: str) -> str | None:
     """Why metrics cannot be averaged, or None; the weight may be 0."""
     for key, value in metrics.items():
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            return f"metric {key} = {value!r}: must be one finite number"
+        if not all(map(_is_finite, value if isinstance(value, list) else [value])):
+            return f"metric {key} = {_short(value)}: must be a finite number, or a list of such"
     weight = metrics.get(weight_key)
     if not isinstance(weight, int | float) or not 0 <= weight <= MOST_EXAMPLES:
-        return f"{weight_key} = {weight!r}: must be a number above 0"
+        return f"{weight_key} = {_short(weight)}: must be a number above 0"
     return None
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 4]} ..."
 
 
 def _kind(tensor: Tensor) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from flwr.app import Message, RecordDict
 from torch import Tensor
@@ -13,6 +14,7 @@ from fedtune.grids.directory import Directory
 from fedtune.grids.form import ReplyForm
 
 DECLINED = 1001  # code of a client that takes no part of its own will
+BECAME = {"failures": "failed", "rejected": "set aside", "lost": "lost"}
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -39,6 +41,16 @@ class RoundReport:
     examples: dict[int, float] = field(default_factory=dict)
     coefficients: list[float] | None = None
     notes: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many replies could not be used, by what became of them, as metrics name it."""
+        return dict(zip(BECAME, map(len, (self.failed, self.rejected, self.lost)), strict=True))
+
+
+def in_words(counts: Mapping[str, Any]) -> str:
+    """What became of replies, of a report's counts or of a round's metrics."""
+    return ", ".join(f"{counts[name]} {word}" for name, word in BECAME.items())
 
 
 @dataclass(frozen=True)

@@ -156,15 +156,13 @@ def one_round(federation: Federation, state: ServerState, server_round: int) -> 
     line = {
         "round": server_round,
         "eval": found,
-        "train": dict(train or {}),
+        "train": dict(train) if train and report.used else {},
         "clients": len(report.used),
         "client_ids": report.used,
         "malicious": len(set(report.used) & set(federation.adversary.malicious)),
         "coefficients": report.coefficients,
         "rule": report.notes,
-        "failures": len(report.failed),
-        "rejected": len(report.rejected),
-        "lost": len(report.lost),
+        **report.counts,
         "problems": [
             {"client": client, "kind": kind, "reason": reason}
             for kind, members in problems

@@ -15,6 +15,7 @@ from rich.progress import (
 )
 
 from fedtune.console import STDERR
+from fedtune.grids.replies import BECAME, in_words
 from fedtune.reporting.privacy import in_a_line
 from fedtune.runs.directory import RunDirectory
 from fedtune.runs.observing import Started
@@ -74,6 +75,11 @@ class ConsoleObserver:
             who = "a client" if problem["client"] is None else f"client {problem['client']}"
             self.console.print(
                 f"round {line['round']}: {who} {problem['kind']}: {problem['reason']}"
+            )
+        if not line["clients"] and any(line[name] for name in BECAME):
+            self.console.print(
+                f"round {line['round']}: warning: no reply can be used: {in_words(line)}",
+                style="yellow",
             )
         if self.progress is not None:
             self.progress.update(

@@ -132,14 +132,18 @@ class AdapterStrategy(Messenger):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Global model plus the rule's update; (None, None) if no reply can be used."""
+        """Global model plus the rule's update, and means of metrics.
+
+        Where no reply can be used: what the method makes of that, by default None, and as metrics
+        how many replies failed, were set aside or got lost.
+        """
         good = self._sift(replies)
         self.report.used = [client for client, _ in good]
         self.heard(self.report.used)
         self.downlink.arrived(self.report.used)
         self.lost_touch(list(self.report.failed))
         if not good:
-            return self._without_replies(), None
+            return self._without_replies(), self._nothing_used(server_round, self.report)
         contents = [content for _, content in good]
         examples = [float(metrics_of(c)[self.weighted_by_key]) for c in contents]  # type: ignore[arg-type]
         self.report.examples = dict(zip(self.report.used, examples, strict=True))
@@ -223,18 +227,6 @@ class AdapterStrategy(Messenger):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take back what `state_dict` gave."""
         restore(self, (*PARTS, *self.remembers), state)
-
-    def _train_metrics(self, contents: list[RecordDict]) -> MetricRecord:
-        """Means of the metrics that every reply holds."""
-        keys = [set(metrics_of(content)) for content in contents]
-        common = set.intersection(*keys)
-        if all(found == common for found in keys):
-            return self.train_metrics_aggr_fn(contents, self.weighted_by_key)
-        shared = [
-            RecordDict({"metrics": MetricRecord({k: metrics_of(c)[k] for k in sorted(common)})})
-            for c in contents
-        ]
-        return self.train_metrics_aggr_fn(shared, self.weighted_by_key)
 
     def expected(self, sent: dict[str, Tensor]) -> dict[str, Tensor]:
         """Tensors as a reply must hold them: names, shapes and kinds of numbers."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -14,12 +16,14 @@ from fedtune.adapters.layout import BASE
 from fedtune.grids.arrays import records, to_tensors
 from fedtune.grids.directory import Directory, directory_of
 from fedtune.grids.form import metrics_fault
+from fedtune.grids.replies import RoundReport, in_words, reason_of
 from fedtune.participation import Participation
 from fedtune.randomness import key_of
 from fedtune.server.downlink import Downlink
 from fedtune.server.hooks import Hooks
 
 ALSO = "also"
+LOGGER = logging.getLogger("strategies")
 
 
 class Messenger(Hooks, FlowerFedAvg):
@@ -60,19 +64,33 @@ class Messenger(Hooks, FlowerFedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Means over the clients that evaluated on at least one example, in the order of ids."""
-        good = [
-            (self._directory.client(m.metadata.src_node_id), m)
-            for m in replies
-            if not m.has_error()
-            and len(records(m.content, MetricRecord)) == 1
-            and metrics_fault(metrics_of(m.content), self.weighted_by_key) is None
-        ]
-        used = [
-            message
-            for _, message in sorted(good, key=lambda pair: pair[0])
-            if float(metrics_of(message.content)[self.weighted_by_key]) > 0  # type: ignore[arg-type]
-        ]
-        return super().aggregate_evaluate(server_round, used)
+        good: dict[int, RecordDict] = {}
+        came = list(replies)
+        for message in came:
+            node = message.metadata.src_node_id
+            client = self._directory.client(node) if self._directory.knows(node) else node
+            if fault := evaluation_fault(message, self.weighted_by_key):
+                LOGGER.warning("%s: evaluation of client %d: %s", self.name, client, fault)
+            elif float(metrics_of(message.content)[self.weighted_by_key]) > 0:  # type: ignore[arg-type]
+                good[client] = message.content
+        contents = alike([good[client] for client in sorted(good)])
+        if came and not contents:
+            LOGGER.warning("%s: no evaluation of round %d can be used", self.name, server_round)
+        return self.evaluate_metrics_aggr_fn(contents, self.weighted_by_key) if contents else None
+
+    def _train_metrics(self, contents: list[RecordDict]) -> MetricRecord:
+        """Means of the metrics that every reply holds in one form."""
+        return self.train_metrics_aggr_fn(alike(contents), self.weighted_by_key)
+
+    def _nothing_used(self, server_round: int, report: RoundReport) -> MetricRecord:
+        """Say of a round that none of its replies can be used; what became of them."""
+        found = {"clients": 0, **report.counts}
+        if report.sampled:
+            said = in_words(found)
+            LOGGER.warning(
+                "%s: no reply of round %d can be used: %s", self.name, server_round, said
+            )
+        return MetricRecord(dict(found))
 
     def _wait_for_clients(self, grid: Grid) -> Directory:
         while len((directory := directory_of(grid)).clients) < self.min_available_nodes:
@@ -99,18 +117,50 @@ def metrics_of(content: RecordDict) -> MetricRecord:
     return records(content, MetricRecord)[0]
 
 
+def evaluation_fault(reply: Message, weight_key: str) -> str | None:
+    """Why a reply to an evaluation cannot be used, or None."""
+    if reply.has_error():
+        return reason_of(reply)
+    if len(records(reply.content, MetricRecord)) != 1:
+        return "must hold exactly one MetricRecord"
+    return metrics_fault(metrics_of(reply.content), weight_key)
+
+
+def alike(contents: list[RecordDict]) -> list[RecordDict]:
+    """Contents of replies with the metrics that all hold, as a number or as lists of one length."""
+    forms = [
+        {k: len(v) if isinstance(v, list) else None for k, v in metrics_of(content).items()}
+        for content in contents
+    ]
+    if all(form == forms[0] for form in forms):
+        return contents
+    common = dict(set.intersection(*(set(form.items()) for form in forms)))
+    return [
+        RecordDict({"metrics": MetricRecord({k: metrics_of(c)[k] for k in sorted(common)})})
+        for c in contents
+    ]
+
+
 def mean_metrics(contents: Sequence[RecordDict], weight_key: str) -> MetricRecord:
     """Flower's `aggregate_metricrecords` for replies that were checked, without its copies.
 
     Args:
-        contents: of replies, each with one MetricRecord of the same keys and of single numbers.
+        contents: of replies, each with one MetricRecord of the same keys, of numbers or of lists of
+            one length.
         weight_key: the metric that they are weighted by; it is left out.
     """
     told = [metrics_of(content) for content in contents]
     total = sum(metrics[weight_key] for metrics in told)  # type: ignore[misc]
-    means = dict.fromkeys((key for key in told[0] if key != weight_key), 0.0)
+    first = {key: value for key, value in told[0].items() if key != weight_key}
+    means: dict[str, Any] = {
+        k: [0.0] * len(v) if isinstance(v, list) else 0.0 for k, v in first.items()
+    }
     for metrics in told:
         weight = metrics[weight_key] / total  # type: ignore[operator]
-        for key in means:
-            means[key] += metrics[key] * weight  # type: ignore[operator]
-    return MetricRecord(dict(means))
+        for key, mean in means.items():
+            value: Any = metrics[key]
+            if isinstance(value, list):
+                means[key] = [m + v * weight for m, v in zip(mean, value, strict=True)]
+            else:
+                means[key] = mean + value * weight
+    return MetricRecord(means)

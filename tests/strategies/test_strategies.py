@@ -111,7 +111,8 @@ def test_ffa_sets_an_upload_with_a_aside():
         (lambda a, m: m.update({"num-examples": float("nan")}), "num-examples"),
         (lambda a, m: m.update({"num-examples": 1e300}), "num-examples"),
         (lambda a, m: m.pop("num-examples"), "num-examples"),
-        (lambda a, m: m.update({"loss": [1.0, 2.0]}), "metric loss"),
+        (lambda a, m: m.update({"loss": [1.0, float("nan")]}), "metric loss"),
+        (lambda a, m: m.update({"num-examples": [10]}), "num-examples"),
         (lambda a, m: m.update({"loss": float("nan")}), "metric loss"),
         (lambda a, m: a.update({"extra": a[A]}), "not asked for"),
     ],
@@ -130,11 +131,36 @@ def test_a_malformed_reply_never_reaches_the_rule(break_it, named):
     np.testing.assert_allclose(out[B], expected, atol=1e-6)
 
 
-def test_a_round_without_a_usable_reply_changes_nothing():
+def test_a_round_without_a_usable_reply_changes_nothing_and_says_so(caplog):
     broken = [({}, {"num-examples": 1})] * 3
-    out, metrics, _ = one_round(FedAvg(), updates(), broken)
+    out, metrics, _ = one_round(FedAvg(), updates(), broken, server_round=7)
     assert out is None
-    assert metrics is None
+    assert dict(metrics) == {"clients": 0, "failures": 0, "rejected": 3, "lost": 0}
+    said = [record for record in caplog.records if "no reply of round 7" in record.getMessage()]
+    assert [(record.levelname, "3 set aside" in record.getMessage()) for record in said] == [
+        ("WARNING", True)
+    ]
+
+
+def test_an_update_counts_whatever_else_its_client_tells():
+    """A list is a metric for Flower; one that cannot be averaged costs itself and no update."""
+    told, plain = answers(), answers()
+    told[2][1]["loss"] = [1.0, 2.0]
+    strategy = FedAvg()
+    out, metrics, _ = one_round(strategy, updates(), told)
+    expected, _, _ = one_round(FedAvg(), updates(), plain)
+    assert strategy.report.used == [0, 1, 2, 3]
+    assert all(torch.equal(out[name], expected[name]) for name in (A, B))
+    assert "loss" not in metrics
+
+
+def test_what_is_wrong_is_named_in_a_line_of_few_letters():
+    broken = answers()
+    broken[2][1]["history"] = [float("inf")] * 10_000
+    strategy = FedAvg()
+    one_round(strategy, updates(), broken)
+    assert "metric history = [inf, inf" in strategy.report.rejected[2]
+    assert len(strategy.report.rejected[2]) < 160
 
 
 def test_the_order_of_arrival_changes_no_bit():
