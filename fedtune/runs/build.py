@@ -207,6 +207,7 @@ def _troubled(
             scenario.attack.knowledge == "all",
             strategy.preview,
             scenario.run.seed,
+            lambda: strategy.downlink.tensors,
         )
     if adversary.rank_attack is not None:
         everything = scenario.attack.knowledge == "all"

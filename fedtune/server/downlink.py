@@ -17,11 +17,14 @@ class Downlink:
 
     Args:
         remember: whether clients keep groups of tensors; without it everything is always sent.
+
+    Attributes:
+        tensors: of the round, whether sent or held.
     """
 
     def __init__(self, remember: bool = False) -> None:
         self.remember = remember
-        self._tensors: dict[str, Tensor] = {}
+        self.tensors: dict[str, Tensor] = {}
         self._versions: dict[str, str] = {}
         self._held: dict[str, dict[int, str]] = {}
         self._records: dict[frozenset[str], ArrayRecord] = {}
@@ -29,7 +32,7 @@ class Downlink:
 
     def offer(self, tensors: dict[str, Tensor], grouped: bool) -> None:
         """Settle what a round sends, and whether groups of it are kept by clients."""
-        self._tensors, self._records, self._versions = tensors, {}, {}
+        self.tensors, self._records, self._versions = tensors, {}, {}
         if not (grouped and self.remember):
             return
         groups = sorted({group for name in tensors if (group := group_of(name)) is not None})
@@ -48,7 +51,7 @@ class Downlink:
         )
         if known not in self._records:
             self._records[known] = to_record(
-                {n: t for n, t in self._tensors.items() if group_of(n) not in known}
+                {n: t for n, t in self.tensors.items() if group_of(n) not in known}
             )
         return self._records[known], {HELD + group: v for group, v in self._versions.items()}
 
@@ -79,7 +82,7 @@ class Downlink:
         }
 
     def _digest(self, group: str) -> str:
-        own = {n: t for n, t in self._tensors.items() if group_of(n) == group}
+        own = {n: t for n, t in self.tensors.items() if group_of(n) == group}
         before, digest = self._digests.get(group, ({}, ""))
         if _places(own) != _places(before):
             digest = digest_of(own)

@@ -180,6 +180,19 @@ def test_a_rule_with_memory_goes_on_where_it_was(tmp_path):
     assert lines(again) == lines(whole)
 
 
+def test_an_attack_on_a_factor_that_clients_hold_goes_on_where_it_was(tmp_path):
+    """RoLoRA sends a client a factor once; a server that begins again knows it all the same."""
+    changes = small(
+        **TWELVE, strategy__name="rolora", attack__kind="sign-flip", attack__fraction=0.25,
+        run__rounds=4,
+    )  # fmt: skip
+    whole = fedtune.run("quickstart", changes, tmp_path / "whole")
+    fedtune.run("quickstart", {**changes, "run.rounds": 2}, tmp_path / "part")
+    again = fedtune.resume(tmp_path / "part", {"run.rounds": 4})
+    assert adapter_bytes(again) == adapter_bytes(whole)
+    assert lines(again) == lines(whole)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
