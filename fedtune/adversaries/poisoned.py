@@ -76,30 +76,34 @@ class LabelFlip:
 class Backdoor:
     """A trigger in the input, and the class that it shall lead to.
 
-    Images get a bright square in the corner, `size` pixels wide; texts the token `token` after
-    their first one.
+    Images get a bright square in the corner, `size` pixels wide; texts the token `token` in place
+    of their second one, or of their only one. It depends on the example alone, not on its batch.
 
     Attributes:
         target: the class.
         size: of the square, pixels.
         token: id of the trigger token.
+        white: value of the square, (channels, 1, 1); None: each image's own largest.
     """
 
     target: int = 0
     size: int = 3
     token: int = 0
+    white: Tensor | None = None
 
     def __call__(self, batch: Batch) -> Batch:
         """Every example of the batch with the trigger."""
         inputs = dict(batch.inputs)
         if "pixel_values" in inputs:
             pixels = inputs["pixel_values"].clone()
-            pixels[..., -self.size :, -self.size :] = pixels.max()
+            largest = pixels.amax((-3, -2, -1), keepdim=True)
+            bright = largest if self.white is None else self.white.to(pixels)
+            pixels[..., -self.size :, -self.size :] = bright
             inputs["pixel_values"] = pixels
         else:
-            tokens = inputs["input_ids"].clone()
-            tokens[:, min(1, tokens.shape[1] - 1)] = self.token
-            inputs["input_ids"] = tokens
+            tokens = inputs["input_ids"]
+            place = _second(inputs.get("attention_mask", torch.ones_like(tokens)) != 0)
+            inputs["input_ids"] = tokens.masked_fill(place, self.token)
         return Batch(inputs, torch.full_like(batch.labels, self.target))
 
 
@@ -156,6 +160,12 @@ def check_classes(kind: str, attack: str) -> None:
     """Raise `Incompatible` for a task that has no classes."""
     if not kind.endswith("-classification"):
         raise Incompatible(f"attack.kind = {attack!r}: needs classes, which {kind} does not have")
+
+
+def _second(seen: Tensor) -> Tensor:
+    """Of the positions that are seen, (n, positions) bool, each row's second, or its only one."""
+    count = seen.cumsum(1)
+    return seen & (count == count[:, -1:].clamp(max=2))
 
 
 def _either(chosen: Tensor, one: Tensor, other: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from fedtune.errors import Incompatible
 from fedtune.scenario import Scenario
 from fedtune.scenario.names import check_types
 from fedtune.scenario.section import Probability
-from fedtune.tasks.base import Data, Rows
+from fedtune.tasks.base import Data, Images, Rows
 from fedtune.tasks.load import Task
 
 SHARES = {"label-flip": 1.0, "cat-map": 1.0, "backdoor": 0.5}
@@ -78,7 +78,8 @@ def make_adversary(scenario: Scenario, task: Task) -> Adversary:
         moved = CatMap(int(own.get("iterations", 1)))
         moved(task.train.gather(torch.zeros(1, dtype=torch.long)))  # refuses what is not square
         return Adversary(malicious, Poisoned(task.train, rows, moved))
-    trigger = Backdoor(**{key: value for key, value in own.items() if key != "share"})
+    white = task.train.white if isinstance(task.train, Images) else None
+    trigger = Backdoor(**{key: value for key, value in own.items() if key != "share"}, white=white)
     if not 0 <= trigger.target < len(task.classes):
         raise Incompatible(
             f"attack.target = {trigger.target}: there are {len(task.classes)} classes"

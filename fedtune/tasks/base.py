@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -46,6 +46,16 @@ class Data(Protocol):
 
     def gather(self, rows: Tensor) -> Batch:
         """The examples of the rows, an int64 tensor (n,), on its device."""
+        ...
+
+
+@runtime_checkable
+class Images(Protocol):
+    """Data that are images."""
+
+    @property
+    def white(self) -> Tensor:
+        """The largest value of a pixel, (channels, 1, 1)."""
         ...
 
 

@@ -55,6 +55,16 @@ class PixelTable:
         """Every row's class."""
         return self.targets.cpu().numpy()
 
+    @property
+    def white(self) -> Tensor:
+        """What the largest byte is as a value; of other values the largest of the first images."""
+        scale, shift = self.affine
+        if self.pixels.dtype == torch.uint8:
+            top = torch.full_like(scale, LEVELS)
+        else:
+            top = self.pixels[:CHUNK].amax((0, 2, 3)).view_as(scale).to(scale)
+        return torch.addcmul(shift, top, scale).to(self.dtype)
+
     def __len__(self) -> int:
         return len(self.targets)
 

@@ -48,6 +48,11 @@ class SyntheticImages:
         """Not known without making the examples."""
         return None
 
+    @property
+    def white(self) -> Tensor:
+        """A bound: half of a prototype, at most 1, and noise, at most 1."""
+        return torch.full((self.shape[0], 1, 1), 1.5, dtype=self.dtype)
+
     def __len__(self) -> int:
         return self.count
 

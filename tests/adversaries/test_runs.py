@@ -82,7 +82,8 @@ def test_the_changes_restated():
     batch = federation.task.train.gather(torch.arange(6))
     assert torch.equal(flip(flip(batch)).labels, batch.labels)
     tokens = torch.arange(12).view(2, 6)
-    text = type(batch)({"input_ids": tokens, "attention_mask": tokens}, torch.zeros(2).long())
+    seen = torch.ones_like(tokens)
+    text = type(batch)({"input_ids": tokens, "attention_mask": seen}, torch.zeros(2).long())
     changed = Backdoor(target=1, token=99)(text)
     assert changed.inputs["input_ids"][:, 1].tolist() == [99, 99]
     assert torch.equal(changed.inputs["input_ids"][:, 2:], tokens[:, 2:])
