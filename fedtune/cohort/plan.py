@@ -209,7 +209,8 @@ def step_rates(local: LocalSection, steps: int, server_round: int, rounds: int) 
     """The learning rate of each step of a client's round: base · over rounds · within the round.
 
     Linear and cosine decay go from 1 towards 0 over `steps` (or `rounds`), so that the first
-    round and the first step after warm-up have the full rate.
+    round and the first step after warm-up have the full rate. Beyond the last one of `rounds` the
+    rate stays what it was in that one; exponential decay knows no last round.
     """
     base = local.lr * _decay(local.round_schedule, server_round - 1, rounds, local.round_decay)
     after = max(steps - local.warmup, 1)
@@ -222,10 +223,11 @@ def step_rates(local: LocalSection, steps: int, server_round: int, rounds: int) 
 
 
 def _decay(kind: str, done: int, total: int, factor: float) -> float:
+    last = min(done, total - 1)
     if kind == "linear":
-        return max(0.0, 1.0 - done / total)
+        return 1.0 - last / total
     if kind == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * min(done / total, 1.0)))
+        return 0.5 * (1.0 + math.cos(math.pi * (last / total)))
     return factor**done if kind == "exponential" else 1.0
 
 

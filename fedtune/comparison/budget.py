@@ -25,7 +25,7 @@ def within(scenario: Scenario, budget: BudgetSection, amount: int, library: Libr
     """The scenario with as many rounds as the budget pays for; the next would exceed it.
 
     Args:
-        scenario: settled; its own `run.rounds` does not count.
+        scenario: settled but for what follows from `run.rounds`, its own of which do not count.
         budget: says what is counted.
         amount: bytes or steps.
 

@@ -22,6 +22,7 @@ from fedtune.comparison.tuning import Trial, candidates, choose, score, trial_ce
 from fedtune.errors import FedtuneError, Incompatible, ScenarioError
 from fedtune.runs.build import build
 from fedtune.runs.engines import pick_device
+from fedtune.runs.settling import settle_rounds
 from fedtune.scenario import Scenario, dump_scenario
 from fedtune.scenario.compare import CompareSection
 from fedtune.tasks.library import Library
@@ -166,13 +167,14 @@ class Execution:
         raise ScenarioError(f"--reference {wanted}: is none of the combinations ({labels})")
 
     def _afford(self, scenario: Scenario) -> Scenario:
+        """The scenario with the rounds of its budget, and with what follows from them settled."""
         budget = self.section.budget
-        if self.amount is None:
-            return scenario
-        if budget.kind == "rounds":
+        if self.amount is not None and budget.kind == "rounds":
             run = scenario.run.model_copy(update={"rounds": self.amount})
-            return scenario.model_copy(update={"run": run})
-        return within(scenario, budget, self.amount, self.library)
+            scenario = scenario.model_copy(update={"run": run})
+        elif self.amount is not None:
+            scenario = within(scenario, budget, self.amount, self.library)
+        return settle_rounds(scenario)
 
     def _trials(self, family: Family) -> list[Trial]:
         seeds, found = self.section.tune_seeds, []

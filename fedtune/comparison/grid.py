@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from fedtune.adversaries.setup import check_attack
 from fedtune.errors import Incompatible, ScenarioError
 from fedtune.reporting.measures import shown
-from fedtune.runs.settling import settle_paths
+from fedtune.runs.settling import settle_parts
 from fedtune.runs.strategies import make_strategy, strategy_names
 from fedtune.runs.traces import read_trace
 from fedtune.scenario import Scenario, load_scenario
@@ -95,12 +95,13 @@ def families(base: Scenario, axes: Mapping[str, list[Any]]) -> list[Family]:
 def settled(base: Scenario, over: Mapping[str, Any]) -> Scenario:
     """A scenario with values laid over it, its strategy checked, its adapter and paths settled.
 
+    What follows from its rounds is settled once its budget is known.
     An attack by nobody is no attack, so those of a grid are trained once.
     """
     section = base.compare or CompareSection()
     named = section.variants[over[VARIANT]] if VARIANT in over else {}
     own = {key: value for key, value in over.items() if key != VARIANT}
-    scenario = settle_paths(load_scenario(base, {**named, **own}))
+    scenario = settle_parts(load_scenario(base, {**named, **own}))
     make_strategy(scenario)
     check_attack(scenario)
     read_trace("faults.trace", scenario.faults.trace, scenario.clients.count)

@@ -22,7 +22,7 @@ from fedtune.runs.loop import ServerState, run_rounds, start_state
 from fedtune.runs.observing import Observer, Started
 from fedtune.runs.on_flower import run_on_flower
 from fedtune.runs.saving import save_result
-from fedtune.runs.settling import settle_paths
+from fedtune.runs.settling import settle_paths, settle_rounds
 from fedtune.runs.strategies import what_clients_keep
 from fedtune.runs.summary import draw_run, summarise
 from fedtune.runs.tracking import Tracked, check_trackers
@@ -193,7 +193,8 @@ def check_resumable(directory: RunDirectory, scenario: Scenario, done: int) -> N
 def overridden(directory: RunDirectory, overrides: Overrides) -> Scenario:
     """The scenario of a run that goes on; `ScenarioError` if more than its length changes."""
     file = directory.path / "scenario.toml"
-    before, after = load_scenario(file), load_scenario(file, overrides)
+    before = settle_rounds(load_scenario(file))
+    after = load_scenario(before, overrides)
     allowed = before.model_dump()
     for key in RESUMABLE:
         section, name = key.split(".")

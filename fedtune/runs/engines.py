@@ -17,6 +17,7 @@ from fedtune.cohort.engine import Engine, Resolved
 from fedtune.cohort.probe import choose_backend
 from fedtune.cohort.start import check_start
 from fedtune.errors import ScenarioError
+from fedtune.runs.participations import scheduled_rounds
 from fedtune.runs.strategies import adapter_kind, delivered_roles
 from fedtune.runs.threads import auto_threads, own_threads
 from fedtune.scenario.schema import EngineSection, Scenario
@@ -80,7 +81,7 @@ def make_engine(
         task.objective,
         adversary.train,
         scenario.local,
-        scenario.run.rounds,
+        scheduled_rounds(scenario),
         device,
         dtype,
         scenario.privacy.per_example,

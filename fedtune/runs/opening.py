@@ -11,6 +11,7 @@ from fedtune.apps.server_data import SERVER
 from fedtune.cohort.base_gradient import base_shapes
 from fedtune.cohort.plan import planned_steps
 from fedtune.errors import Incompatible
+from fedtune.runs.participations import scheduled_rounds
 from fedtune.runs.strategies import finds_frame
 from fedtune.scenario import Scenario
 from fedtune.server.frame import Opening
@@ -68,5 +69,5 @@ def _step(scenario: Scenario, task: Task) -> float:
     """The learning rate of the first step, if 2 % of all of a client's steps were a warm-up."""
     local = scenario.local
     steps = [planned_steps(len(task.clients.rows(c)), local) for c in task.clients.eligible[:100]]
-    warmup = WARMUP_SHARE * scenario.run.rounds * float(np.mean(steps))
+    warmup = WARMUP_SHARE * scheduled_rounds(scenario) * float(np.mean(steps))
     return local.lr / max(1.0, warmup)

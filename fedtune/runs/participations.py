@@ -33,6 +33,12 @@ def planned_rounds(scenario: Scenario) -> int:
     return rounds if isinstance(rounds, int) else scenario.run.rounds
 
 
+def scheduled_rounds(scenario: Scenario) -> int:
+    """Rounds that schedules over the rounds are made for."""
+    rounds = scenario.local.schedule_rounds
+    return rounds if isinstance(rounds, int) else scenario.run.rounds
+
+
 def likely_participations(probability: float, rounds: int) -> int:
     """Rounds that a client hardly ever exceeds: the mean and three standard deviations."""
     mean = rounds * probability

@@ -5,22 +5,45 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedtune.adapters.kinds import find_kind
-from fedtune.runs.participations import planned_rounds
-from fedtune.runs.strategies import adapter_kind, frame_source
+from fedtune.runs.participations import planned_rounds, scheduled_rounds
+from fedtune.runs.strategies import adapter_kind, finds_frame, frame_source
 from fedtune.scenario.schema import Scenario
 
 
 def settle_paths(scenario: Scenario) -> Scenario:
-    """The scenario with its adapter kind settled and its local paths made absolute."""
+    """The scenario with its adapter kind and its lengths settled and its local paths absolute."""
+    return settle_rounds(settle_parts(scenario))
+
+
+def settle_parts(scenario: Scenario) -> Scenario:
+    """The scenario with all settled but what follows from `run.rounds`, which may still change."""
     settled = with_absolute_paths(scenario)
     settled.adapter.kind = adapter_kind(scenario)
     if find_kind(settled.adapter.kind).unscaled:
         settled.adapter.alpha = float(settled.adapter.rank)
     if settled.adapter.kind == "lora-sb":
         settled.adapter.init = frame_source(scenario)  # type: ignore[assignment]
-    if settled.privacy.mechanism != "none":
-        settled.privacy.rounds = planned_rounds(scenario)
     return settled
+
+
+def settle_rounds(scenario: Scenario) -> Scenario:
+    """The scenario with the rounds that its privacy and schedules are made for.
+
+    A run that is lengthened keeps them.
+    """
+    local, privacy = scenario.local, scenario.privacy
+    if privacy.mechanism != "none":
+        privacy = privacy.model_copy(update={"rounds": planned_rounds(scenario)})
+    if _has_length(scenario):
+        local = local.model_copy(update={"schedule_rounds": scheduled_rounds(scenario)})
+    return scenario.model_copy(update={"local": local, "privacy": privacy})
+
+
+def _has_length(scenario: Scenario) -> bool:
+    """Whether anything but the end of a run follows from how many rounds it has."""
+    if scenario.local.round_schedule in ("linear", "cosine"):
+        return True
+    return scenario.adapter.init_step == "auto" and finds_frame(scenario)
 
 
 def with_absolute_paths(scenario: Scenario) -> Scenario:

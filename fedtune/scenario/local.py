@@ -51,6 +51,12 @@ class LocalSection(Section):
     round_schedule: Literal["constant", "linear", "cosine", "exponential"] = Field(
         "constant", description="of the learning rate, over the rounds"
     )
+    schedule_rounds: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="rounds that `linear` and `cosine` over the rounds are made for, and the first "
+        "step of lora-sb; auto: run.rounds when the run begins, and the same when it is "
+        "lengthened; in later rounds the rate stays what it was in the last of them",
+    )
     round_decay: Share = Field(0.99, description="the factor a round of `exponential`")
     early_stopping: EarlyStopping | None = Field(
         None, description="a client watches its own training loss, epoch by epoch"

@@ -65,6 +65,23 @@ def test_the_rate_falls_over_rounds():
     assert [step_rates(linear, 1, r, 4)[0] for r in (1, 2, 4)] == [1.0, 0.75, 0.25]
 
 
+@given(st.sampled_from(["linear", "cosine"]), st.integers(1, 60), st.integers(0, 200))
+def test_beyond_its_last_round_a_schedule_keeps_the_last_rate(kind, rounds, more):
+    """So a run that is lengthened goes on training, and its first rounds stay what they were."""
+    local = LocalSection(lr=0.3, round_schedule=kind)
+    rates = [step_rates(local, 1, r, rounds)[0] for r in range(1, rounds + more + 1)]
+    done = np.arange(rounds) / rounds
+    falls = 1.0 - done if kind == "linear" else 0.5 * (1.0 + np.cos(np.pi * done))
+    assert rates[:rounds] == pytest.approx((0.3 * falls).tolist(), rel=1e-12)
+    assert set(rates[rounds:]) <= {rates[rounds - 1]}
+    assert rates[-1] > 0
+
+
+def test_exponential_decay_has_no_last_round():
+    local = LocalSection(lr=1.0, round_schedule="exponential", round_decay=0.5)
+    assert [step_rates(local, 1, r, 2)[0] for r in (1, 2, 5)] == [1.0, 0.5, 2.0**-4]
+
+
 def test_patience_counts_looks_without_improvement():
     rule = EarlyStopping(patience=2, min_delta=0.1)
     assert not out_of_patience([1.0, 0.95], rule)
