@@ -12,6 +12,7 @@ import fedtune
 from fedtune.comparison.progress import ConsoleGrid
 from fedtune.reporting.measures import written
 from fedtune.reporting.tables import Entry, Table, difference_table, markdown, result_table
+from fedtune.reporting.words import weights_note
 
 ROOT = Path(__file__).parent.parent
 SHOWN = ROOT / "docs" / "which-strategy"
@@ -20,7 +21,7 @@ MARKS = ("<!-- which-strategy -->", "<!-- end -->")
 
 
 def table(record: dict) -> str:
-    """Final metric, difference to the reference, upload and worst client of each strategy."""
+    """Final metric, difference to the reference, weights, upload and worst client of each."""
     results, differences = result_table(record), difference_table(record)
     verdicts = {
         row[0].text: dict(zip(differences.headings, (e.text for e in row), strict=True))
@@ -36,12 +37,13 @@ def table(record: dict) -> str:
                 row[1],
                 Entry(f"{against['difference']} ({against['95 % interval']})" if against else "–"),
                 Entry(against["verdict"] if against else "reference"),
+                Entry(family["weights"]),
                 Entry(written(sent, "bytes", "")),
                 Entry(written(tenth, "metric", record["metric"])),
             ]
         )
     headings = ["strategy", "final accuracy", f"to {record['reference']} (95 % interval)", "",
-                "sent by all clients", "10th percentile client"]  # fmt: skip
+                "weights", "sent by all clients", "10th percentile client"]  # fmt: skip
     return markdown(Table(headings, rows))
 
 
@@ -58,7 +60,8 @@ def main() -> None:
     page = ROOT / "README.md"
     before, _, rest = page.read_text("utf-8").partition(MARKS[0])
     _, _, after = rest.partition(MARKS[1])
-    text = f"{before}{MARKS[0]}\n{table(done.record)}{MARKS[1]}{after}"
+    note = "".join(weights_note(done.record)).strip()
+    text = f"{before}{MARKS[0]}\n{table(done.record)}\n{note}\n{MARKS[1]}{after}"
     page.write_text(text, "utf-8")
 
 

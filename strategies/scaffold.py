@@ -12,6 +12,7 @@ from fedtune.adapters.layout import TensorSpec
 from fedtune.apps.rounds import ClientRound, ClientView, Done, Gradient, RoundFunction, Train
 from fedtune.cohort.plan import ClientResult
 from fedtune.cohort.pull import Pull
+from fedtune.rules.weights import policy_counts
 from fedtune.scenario.local import LocalSection
 from fedtune.scenario.schema import Scenario
 from strategies.fedavg import FedAvg
@@ -45,9 +46,14 @@ def plain_sgd(local: LocalSection) -> bool:
 class SCAFFOLD(FedAvg):
     """FedAvg with control variates c of the server and c_k of each client, twice the traffic.
 
-    Clients step along g - c_k + c; x moves as in FedAvg, and c ← c + (1/N) Σ_{k∈S} (c_k⁺ - c_k).
-    The rule, pre-aggregators and server optimiser are for x; the variates are always averaged. A
-    head of a client's own has none.
+    Clients step along g - c_k + c; x moves as in FedAvg, and c ← c + Σ_{k∈S} p_k (c_k⁺ - c_k) is
+    Σ_k p_k c_k over all N clients, with the weights that x moves by. So every step is 0 where
+    Σ_k p_k ∇f_k = 0: it minimises Σ_k p_k f_k, whatever clients do in a round. The paper has
+    p_k = 1/N. By numbers of examples p_k = n_k / Σ_j n_j, n_k what a client first reports; those
+    not heard of yet, whose c_k is 0, count as the mean of the others.
+
+    The rule, pre-aggregators and server optimiser are for x; the variates are averaged, and alike
+    where x does not move by the mean alone. A head of a client's own has none.
 
     Args:
         gradient: make c_k⁺ the gradient at x over all of a client's data (option I, one more pass).
@@ -59,12 +65,13 @@ class SCAFFOLD(FedAvg):
     client_round: ClassVar[RoundFunction] = staticmethod(scaffold_round)
     clients_keep: ClassVar[bool] = True
     tells: ClassVar[tuple[str, ...]] = ("gradient",)
-    remembers: ClassVar[tuple[str, ...]] = ("control",)
+    remembers: ClassVar[tuple[str, ...]] = ("control", "counts")
 
     def __init__(self, *, gradient: bool = False, **common: Any) -> None:
         super().__init__(**common)
         self.gradient = gradient
         self.control: dict[str, Tensor] = {}
+        self.counts: dict[int, Tensor] = {}
 
     @classmethod
     def asks_gradients(cls, scenario: Scenario) -> bool:
@@ -91,10 +98,27 @@ class SCAFFOLD(FedAvg):
 
     def combine(self, replies: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Move c; the model has no part in it."""
+        kept, relative = self._weigh()
         for name, control in self.control.items():
             came = torch.stack([reply[CONTROL + name].to(control) for reply in replies])
-            self.control[name] = control + (came - control).sum(0) / len(self._directory.clients)
+            weights = relative.to(control).view(-1, *([1] * control.dim()))
+            moved = (weights * (came - control)).sum(0) / len(self._directory.clients)
+            self.control[name] = kept * control + moved
         return {}
+
+    def _weigh(self) -> tuple[float, Tensor]:
+        """What stays of c as the mean of all n_k moves; the n_k of the round over it, (n,)."""
+        used, before = self.report.used, self._mean_count()
+        told = [self.report.examples[client] for client in used]
+        counts = policy_counts(self.policy, told, self.max_weight)
+        self.counts = {**dict(zip(used, counts, strict=True)), **self.counts}
+        mean = self._mean_count()
+        return before / mean, torch.stack([self.counts[client] for client in used]) / mean
+
+    def _mean_count(self) -> float:
+        """Of the clients heard of; while there are none c is 0, and it does not matter."""
+        counts = [self.counts[client] for client in sorted(self.counts)]
+        return float(torch.stack(counts).mean()) if counts else 1.0
 
     def uploads(self, specs: Sequence[TensorSpec], itemsize: int, server_round: int) -> int:
         """x and c."""

@@ -265,6 +265,7 @@ class Execution:
             "label": row.family.label,
             "over": row.family.over,
             "strategy": scenario.strategy.name if scenario else None,
+            "weights": row.family.weights,
             "reason": row.family.reason or row.problem,
             "chosen": row.chosen,
             "trials": [

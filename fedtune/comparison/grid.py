@@ -6,6 +6,7 @@ import itertools
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
@@ -14,7 +15,7 @@ from fedtune.adversaries.setup import check_attack
 from fedtune.errors import Incompatible, ScenarioError
 from fedtune.reporting.measures import shown
 from fedtune.runs.settling import settle_parts
-from fedtune.runs.strategies import make_strategy, strategy_names
+from fedtune.runs.strategies import make_strategy, strategy_names, weighting
 from fedtune.runs.traces import read_trace
 from fedtune.scenario import Scenario, load_scenario
 from fedtune.scenario.compare import VARIANT, CompareSection
@@ -43,6 +44,11 @@ class Family:
     def label(self) -> str:
         """What it is called in tables and pictures."""
         return label_of(self.over) or (self.scenario.strategy.name if self.scenario else "")
+
+    @cached_property
+    def weights(self) -> str | None:
+        """How much each client counts in it."""
+        return weighting(self.scenario) if self.scenario else None
 
 
 def parse_axes(option: str, given: Iterable[str]) -> dict[str, list[Any]]:

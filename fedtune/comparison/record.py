@@ -157,6 +157,7 @@ def _family(
     cells = [_cell(path, cell, metric, target) for cell in row["cells"]]
     return {
         **_only(row, "label", "over", "strategy", "chosen"),
+        "weights": row.get("weights"),
         "trials": [
             {
                 "values": t["values"],

@@ -56,6 +56,13 @@ COSTS = (
 MEASURES = (*RESULTS, *COSTS)
 
 
+WEIGHTS, WEIGHTS_MEANING = (
+    "weights",
+    "reported: a client counts by its number of examples; capped: by so many at most; uniform: all "
+    "alike; importance: alike, over its probability to take part",
+)
+
+
 def written(value: float | None, unit: Unit, metric: str, signed: bool = False) -> str:
     """A number as it stands in tables: shares in percent, bytes in MiB.
 

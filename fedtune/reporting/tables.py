@@ -12,6 +12,7 @@ from fedtune.reporting.measures import (
     COSTS,
     MEASURES,
     RESULTS,
+    WEIGHTS,
     Measure,
     difference_unit,
     p_written,
@@ -61,8 +62,13 @@ class Table:
 
 
 def result_table(record: Record) -> Table:
-    """What each family reached."""
-    return _table(record, RESULTS)
+    """What each family reached, and how much each of its clients counts."""
+    found = _table(record, RESULTS)
+    weights = [family.get("weights") for family in record["families"]]
+    if not any(weights):
+        return found
+    rows = [[*row, Entry(w or "–")] for row, w in zip(found.rows, weights, strict=True)]
+    return Table([*found.headings, WEIGHTS], rows)
 
 
 def cost_table(record: Record) -> Table:

@@ -5,12 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fedtune.reporting.measures import MEASURES, difference_unit, p_written, written
+from fedtune.reporting.measures import (
+    MEASURES,
+    WEIGHTS,
+    WEIGHTS_MEANING,
+    difference_unit,
+    p_written,
+    written,
+)
 from fedtune.reporting.tables import Entry
 
 Record = Mapping[str, Any]
 Sentence = list[str | Entry]
 DEALING = ("clients.", "task.", "local.batch_size", "local.epochs", "local.steps", "local.group")
+COUNT = {
+    "reported": "by their numbers of examples",
+    "capped": "by their numbers of examples up to a cap",
+    "uniform": "alike",
+    "importance": "over the probability to take part, alike on average",
+}
 TASKS = {
     "image-classification": "images are classified",
     "text-classification": "texts are classified",
@@ -52,6 +65,7 @@ def setting(record: Record) -> Sentence:
         f"the same sampled clients and the same batches{but}.",
         *_tuned(record),
         *_budget(record),
+        *weights_note(record),
     ]
 
 
@@ -133,6 +147,8 @@ def glossary(record: Record) -> list[tuple[str, str]]:
     used = [c for c in MEASURES if any(family["measures"][c.key] for family in record["families"])]
     where, metric = record["evaluated_on"], record["metric"]
     found = [(c.title.format(metric=metric), c.meaning.format(where=where)) for c in used]
+    if any(family.get("weights") for family in record["families"]):
+        found.append((WEIGHTS, WEIGHTS_MEANING))
     if record["target"] is not None:
         target = written(record["target"], "metric", record["metric"])
         found.append(("target", f"{record['metric']} {target}"))
@@ -171,6 +187,20 @@ def _tuned(record: Record) -> Sentence:
     return [
         f" {keys} was searched for each variant alike, over the same values, on examples held out "
         "of the training data; the test data took no part."
+    ]
+
+
+def weights_note(record: Record) -> list[str]:
+    """How clients count, and whether that makes what is minimised another one."""
+    found = {family.get("weights") for family in record["families"]} - {None}
+    if not found:
+        return []
+    ways = "; ".join(f"{COUNT[policy]} ({policy})" for policy in COUNT if policy in found)
+    if len(found) == 1 or found == {"uniform", "importance"}:
+        return [f" Clients count {ways}: in this all have one objective."]
+    return [
+        f" Clients count {ways}, as the column {WEIGHTS} says. These are several objectives, and "
+        "part of a difference may come from that."
     ]
 
 

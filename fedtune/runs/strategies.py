@@ -20,6 +20,7 @@ from fedtune.scenario.schema import Scenario, ServerOptimizerSection
 from fedtune.server.base import AdapterStrategy
 
 GROUP = "fedtune.strategies"
+IMPORTANCE = "importance"
 SHARED = ("name", "rule", "pre", "server_optimizer", "f")
 
 
@@ -135,6 +136,12 @@ def make_strategy(scenario: Scenario) -> AdapterStrategy:
         clients_remember=not noisy_downlink(scenario),
         **section.parameters(),
     )
+
+
+def weighting(scenario: Scenario) -> str:
+    """How much each client counts: `uniform`, `reported`, `capped`, or alike by `importance`."""
+    strategy = make_strategy(scenario)
+    return IMPORTANCE if strategy.weighs_by_probability else strategy.policy
 
 
 def counts_are_told(scenario: Scenario) -> bool:

@@ -29,6 +29,7 @@ from fedtune.rules import (
     make_server_optimizer,
 )
 from fedtune.rules.flat import applied, are_finite, difference, differences
+from fedtune.rules.mean import Mean
 from fedtune.rules.weights import policy_weights
 from fedtune.server.downlink import Downlink
 from fedtune.server.frame import Opening
@@ -101,6 +102,12 @@ class AdapterStrategy(Messenger):
         self._sent: dict[str, Tensor] = {}
         self._averaged: dict[str, Tensor] = {}
         self._expected: dict[str, Tensor] = {}
+
+    @property
+    def policy(self) -> str:
+        """What the model moves by: `weights` where the mean alone heeds them, else `uniform`."""
+        heeded = isinstance(self.rule, Mean) and not self.pre and self.mechanism is None
+        return self.weights if heeded else "uniform"
 
     def prepare(self, arrays: ArrayRecord, grid: Grid) -> ArrayRecord:
         """What comes before round 1: the frame of LoRA-SB, where one is to be found."""
