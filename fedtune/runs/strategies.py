@@ -108,8 +108,7 @@ def make_strategy(scenario: Scenario) -> AdapterStrategy:
     Raises:
         ScenarioError: for an unknown name or parameter.
     """
-    for logger in ("flwr", "strategies"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
+    logging.getLogger("flwr").setLevel(logging.ERROR)
     section = scenario.strategy
     cls = find_strategy(section.name)
     _check_parameters(cls, section.parameters())
@@ -124,7 +123,7 @@ def make_strategy(scenario: Scenario) -> AdapterStrategy:
     f = expected_malicious(scenario) if section.f == "auto" else section.f
     brings_it = section.rule == "auto" and cls.own_rule != "mean"
     made: dict[str, Any] = {} if brings_it else {"rule": make_rule(rule, f, parameters)}
-    return cls(
+    strategy = cls(
         participation=participation,
         **made,
         pre=[make_pre(name, f, own) for name, own in map(part_of, section.pre)],
@@ -136,6 +135,8 @@ def make_strategy(scenario: Scenario) -> AdapterStrategy:
         clients_remember=not noisy_downlink(scenario),
         **section.parameters(),
     )
+    strategy.warns = False  # a run's observers tell what its report says
+    return strategy
 
 
 def weighting(scenario: Scenario) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -38,7 +37,6 @@ from fedtune.server.state import restore, state_of
 
 PARTS = ("rule", "server_optimizer", "downlink", "mechanism")
 ALSO = "also"
-LOGGER = logging.getLogger("strategies")
 
 
 class AdapterStrategy(Messenger):
@@ -170,7 +168,7 @@ class AdapterStrategy(Messenger):
         if are_finite(model.values()):
             return to_record(self.reparametrised(model))
         self.report.notes["overflow"] = 1.0
-        LOGGER.warning("%s: the aggregate is not finite; the model stays as it was", self.name)
+        self._warn("the aggregate is not finite; the model stays as it was")
         return None
 
     def _without_replies(self) -> ArrayRecord | None:
@@ -245,5 +243,5 @@ class AdapterStrategy(Messenger):
         report = self.report
         report.failed, report.rejected, report.lost = found.failed, found.rejected, found.lost
         for client, reason in {**found.failed, **found.rejected}.items():
-            LOGGER.warning("%s: reply of client %d set aside: %s", self.name, client, reason)
+            self._warn("reply of client %d set aside: %s", client, reason)
         return found.good

@@ -27,8 +27,13 @@ LOGGER = logging.getLogger("strategies")
 
 
 class Messenger(Hooks, FlowerFedAvg):
-    """The part of a strategy that makes messages and has clients evaluate."""
+    """The part of a strategy that makes messages and has clients evaluate.
 
+    Attributes:
+        warns: whether replies that cannot be used are logged, as well as in `report`.
+    """
+
+    warns: bool = True
     participation: Participation
     downlink: Downlink
     _directory: Directory
@@ -70,12 +75,12 @@ class Messenger(Hooks, FlowerFedAvg):
             node = message.metadata.src_node_id
             client = self._directory.client(node) if self._directory.knows(node) else node
             if fault := evaluation_fault(message, self.weighted_by_key):
-                LOGGER.warning("%s: evaluation of client %d: %s", self.name, client, fault)
+                self._warn("evaluation of client %d: %s", client, fault)
             elif float(metrics_of(message.content)[self.weighted_by_key]) > 0:  # type: ignore[arg-type]
                 good[client] = message.content
         contents = alike([good[client] for client in sorted(good)])
         if came and not contents:
-            LOGGER.warning("%s: no evaluation of round %d can be used", self.name, server_round)
+            self._warn("no evaluation of round %d can be used", server_round)
         return self.evaluate_metrics_aggr_fn(contents, self.weighted_by_key) if contents else None
 
     def _train_metrics(self, contents: list[RecordDict]) -> MetricRecord:
@@ -86,11 +91,13 @@ class Messenger(Hooks, FlowerFedAvg):
         """Say of a round that none of its replies can be used; what became of them."""
         found = {"clients": 0, **report.counts}
         if report.sampled:
-            said = in_words(found)
-            LOGGER.warning(
-                "%s: no reply of round %d can be used: %s", self.name, server_round, said
-            )
+            self._warn("no reply of round %d can be used: %s", server_round, in_words(found))
         return MetricRecord(dict(found))
+
+    def _warn(self, text: str, *values: object) -> None:
+        """Log it, unless who runs the strategy tells of it."""
+        if self.warns:
+            LOGGER.warning(f"%s: {text}", self.name, *values)
 
     def _wait_for_clients(self, grid: Grid) -> Directory:
         while len((directory := directory_of(grid)).clients) < self.min_available_nodes:

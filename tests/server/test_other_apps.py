@@ -9,6 +9,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
 from fedtune.grids import AppClients, CohortGrid
+from fedtune.runs.strategies import make_strategy
+from fedtune.scenario import load_scenario
 from strategies import FedAvg, FedStale
 
 CLIENTS = 4
@@ -107,3 +109,11 @@ def test_evaluations_that_cannot_be_used_are_named(caplog):
     assert not found.evaluate_metrics_clientapp
     assert "evaluation of client 2: metric loss = nan" in caplog.text
     assert "no evaluation of round 1 can be used" in caplog.text
+
+
+def test_a_run_of_ours_before_silences_no_strategy_of_an_app(caplog):
+    """Runs tell of replies themselves; in the same process an app's own strategy still warns."""
+    assert not make_strategy(load_scenario("quickstart")).warns
+    app = app_of(lambda client, loss: {"loss": loss}, broken=range(CLIENTS))
+    started(FedAvg(), app, rounds=1)
+    assert "no reply of round 1 can be used" in caplog.text
