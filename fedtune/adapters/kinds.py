@@ -86,7 +86,10 @@ KINDS = {
         edges,
         starts_elsewhere=True,
     ),
-    "none": Kind("no adapter: only the head is trained, for comparison", frozenset()),
+    "none": Kind(
+        "no adapter: head and adapter.modules_to_save alone are trained, for comparison",
+        frozenset(),
+    ),
 }
 
 

@@ -38,8 +38,7 @@ def read_layout(
         if ".default" not in name:
             continue
         role = _role(_wire_name(name), heads)
-        moves = role in trained or (role == "saved" and bool(trained))
-        moves = moves or (role == "head" and head != "frozen")
+        moves = role in trained or role == "saved" or (role == "head" and head != "frozen")
         specs.append(
             TensorSpec(
                 name=_wire_name(name),

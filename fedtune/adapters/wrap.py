@@ -15,6 +15,7 @@ from peft.utils.other import get_pattern_key
 from transformers import PreTrainedModel
 
 from fedtune.adapters.config import lora_config, modules_saved, refused
+from fedtune.adapters.effect import check_excluded, check_saved, without_layers
 from fedtune.adapters.initial import initial_tensors
 from fedtune.adapters.kinds import find_kind
 from fedtune.adapters.layout import HeadPolicy, Layout, Tensors, load_tensors
@@ -94,6 +95,9 @@ def wrap(
     what = find_kind(kind)
     if what.unscaled:
         section = _unscaled(section, kind)
+    if not what.trained:
+        section = without_layers(section)
+    modules = [name for name, _ in base.model.named_modules() if name]
     whole = modules_saved(base.model, [*base.head, *(section.modules_to_save or [])])
     everything = base.model.named_parameters(remove_duplicate=False)
     names = {n: p.detach().clone() for n, p in everything if inside(n, whole)}
@@ -110,12 +114,14 @@ def wrap(
     layers = [name for name, module in model.named_modules() if isinstance(module, LoraLinear)]
     _check_patterns(layers, section)
     _check_lists(layers, section)
+    check_excluded(modules, section, config)
     if what.place is not None:
         for name in layers:
             layer = model.get_submodule(name)
             assert isinstance(layer, LoraLinear)
             what.place(layer, section)
     layout = read_layout(model, what.trained, head, base.head, delivers)
+    check_saved(layout, section)
     known = {f"{PREFIX}{n}": t for n, t in names.items() if n not in base.fresh}
     if any(tensor.is_meta for tensor in known.values()):
         raise Incompatible(

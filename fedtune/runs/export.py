@@ -48,6 +48,8 @@ def shortened(directory: RunDirectory, folder: Path, rank: int, check: bool = Tr
     config = json.loads((directory.adapter / "adapter_config.json").read_text("utf-8"))
     tensors = load_file(directory.adapter / "adapter_model.safetensors")
     scaling = {name: s for name, (_, s) in adapted_layers(model).items()}
+    if not scaling:
+        raise ScenarioError("--rank: the run adapted no layer (adapter.kind = 'none')")
     errors = [0.0]
     for layer, own in scaling.items():
         b, a, error = truncated(own * tensors[layer + B], tensors[layer + A], rank)

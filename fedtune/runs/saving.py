@@ -27,6 +27,7 @@ from fedtune.tasks.bases import base_path, load_tokenizer
 from fedtune.tasks.conv import ConvForImageClassification
 from fedtune.tasks.images import load_processor
 
+SAVED = ".modules_to_save.default."
 TASK_TYPES = {"text-classification": "SEQ_CLS", "causal-lm": "CAUSAL_LM"}
 
 
@@ -74,6 +75,7 @@ def save_adapter(adapted: Adapted, tensors: dict[str, Tensor], folder: Path, kin
         for spec in adapted.layout.specs
         if spec.name in tensors
     }
+    plain |= saved_buffers(adapted.model)
     base = adapted.model.get_base_model()
     told = {"inference_mode": True, **_loaded_by(kind, base)}
     config = _sorted(adapted.config.to_dict() | patterns | told)
@@ -82,6 +84,17 @@ def save_adapter(adapted: Adapted, tensors: dict[str, Tensor], folder: Path, kin
     write_atomically(folder / "adapter_model.safetensors", save(plain, metadata={"format": "pt"}))
     if isinstance(base, PreTrainedModel):
         write_atomically(folder / "config.json", base.config.to_json_string().encode())
+
+
+def saved_buffers(model: nn.Module) -> Tensors:
+    """Buffers of modules that are saved whole (running statistics), by their names in the file.
+
+    Training leaves them as they are, but PEFT loads such a module with all of its state or not.
+    """
+    parameters = {name for name, _ in model.named_parameters()}
+    found = {n: t for n, t in model.state_dict().items() if SAVED in n and n not in parameters}
+    plain = {n: t.float() if t.is_floating_point() else t for n, t in found.items()}
+    return {n.replace(SAVED, "."): t.cpu().contiguous() for n, t in plain.items()}
 
 
 def _loaded_by(kind: str, base: nn.Module) -> dict[str, Any]:

@@ -21,7 +21,8 @@ class AdapterSection(OpenSection):
     kind: KindName = Field(
         "auto",
         description="auto: the strategy's own; lora: A and B; ffa: B; lora-sb: an R between frozen "
-        "B and A; rank: an order of fixed edges of B; none: only the head is trained",
+        "B and A; rank: an order of fixed edges of B; none: no layer is adapted, only the head and "
+        "modules_to_save are trained",
     )
     rank: Annotated[int, Field(ge=1)] = 8
     alpha: Annotated[float, Field(gt=0)] = Field(

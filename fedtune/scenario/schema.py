@@ -165,7 +165,7 @@ class Scenario(Section):
             )
         if self.task.base == CONV and self.task.head != "shared":
             raise incompatible(f"task.head: all layers of {CONV!r} are voted on, or trained")
-        if self.adapter.kind == "none":
+        if self.adapter.kind == "none" and not self.adapter.modules_to_save:
             if self.task.head == "frozen":
                 raise incompatible('adapter.kind = "none": task.head = "frozen" trains nothing')
             if self.task.kind == "causal-lm":

@@ -9,9 +9,13 @@ import torch
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    ConvNextConfig,
+    ConvNextForImageClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
     PreTrainedModel,
+    ResNetConfig,
+    ResNetForImageClassification,
     RobertaConfig,
     RobertaForSequenceClassification,
     SwinConfig,
@@ -50,6 +54,23 @@ def swin() -> PreTrainedModel:
     return SwinForImageClassification(config)
 
 
+def convnext() -> PreTrainedModel:
+    """No attention; linear layers of other names."""
+    config = ConvNextConfig(
+        num_channels=1, patch_size=2, hidden_sizes=[8, 8], depths=[1, 1], num_stages=2,
+        num_labels=CLASSES,
+    )  # fmt: skip
+    return ConvNextForImageClassification(config)
+
+
+def resnet() -> PreTrainedModel:
+    """No linear layer but that of the head."""
+    config = ResNetConfig(
+        num_channels=1, embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], num_labels=CLASSES
+    )
+    return ResNetForImageClassification(config)
+
+
 def bert() -> PreTrainedModel:
     config = BertConfig(
         vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
@@ -78,6 +99,8 @@ def gpt2() -> PreTrainedModel:
 HEADS = {
     vit: "classifier",
     swin: "classifier",
+    convnext: "classifier",
+    resnet: "classifier",
     bert: "classifier",
     roberta: "classifier",
     gpt2: "score",
@@ -109,7 +132,7 @@ def table(model=vit, rows=60, dtype=torch.float64, seed=5) -> Table:
     """Random examples; token sequences have lengths of their own and are padded with 0."""
     torch.manual_seed(seed)
     labels = torch.randint(CLASSES, (rows,))
-    if model in (vit, swin):
+    if model in (vit, swin, convnext, resnet):
         return Table(
             {"pixel_values": torch.randn(rows, 1, 8, 8, dtype=torch.float64).to(dtype)}, labels
         )
