@@ -183,7 +183,7 @@ def _connect(
     if strategy.multiplies:
         check_factors(strategy, layout)
     strategy.meet(layout, clients.engine.setting.adapted.initial)
-    strategy.opening = make_opening(scenario, clients, task, inside)
+    strategy.opening = make_opening(scenario, clients, task, inside, strategy.participation)
 
 
 def _node_grid(outer: Grid, task: Task, on_error: str) -> NodeGrid:

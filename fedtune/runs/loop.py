@@ -91,12 +91,14 @@ def open_run(federation: Federation, state: ServerState, directory: RunDirectory
     started = time.perf_counter()
     state.arrays = to_tensors(strategy.prepare(to_record(state.arrays), grid))
     down, up = grid.take(OPENING)
+    noised = federation.clients.budget is not None and strategy.opening.gradient is None
     directory.write_opening(
         {
             "source": strategy.opening.source,
             "revealed": REVEALED[strategy.opening.source]
-            + ("" if federation.clients.budget is None else ", with noise, from the ledger"),
+            + (", with noise, from the ledger" if noised else ""),
             "clients": strategy.opening.clients,
+            "answered": strategy.opening.answered,
             "examples": strategy.opening.examples,
             "step": strategy.opening.size,
             "bytes_down": down.payload,

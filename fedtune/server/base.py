@@ -111,8 +111,8 @@ class AdapterStrategy(Messenger):
         """What comes before round 1: the frame of LoRA-SB, where one is to be found."""
         if self.opening is None:
             return arrays
-        everyone = self._wait_for_clients(grid).clients
-        self.opening.clients = self.participation.draw(everyone, 0) or list(everyone)
+        if self.opening.gradient is None:
+            self.opening.choose(self._wait_for_clients(grid).clients, self.participation)
         return to_record(self.opening.settle(to_tensors(arrays), grid))
 
     def configure_train(

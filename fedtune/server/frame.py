@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ from fedtune.errors import RunError
 from fedtune.grids.arrays import records, to_record, to_tensors
 from fedtune.grids.directory import directory_of
 from fedtune.grids.replies import sift
+from fedtune.participation import Participation
 
 
 @dataclass
@@ -38,10 +39,11 @@ class Opening:
         source: one of `adapter.init`.
         shapes: (d_out, d_in) of each adapted layer, by name.
         size: of the step that the first R makes.
-        examples: of a client that its gradient is over, at most.
+        examples: of a client that its gradient is over, at most; of the server for `public`.
         seed: of the run.
-        clients: who is asked; set when they are.
-        gradient: the server's own, for `public` and `pooled`.
+        gradient: the server's own, for `public` and `pooled`; None: clients are asked.
+        clients: whose examples it is over: those that are asked, set when they are, or are pooled.
+        answered: of those that were asked, who answered every time in a way that can be used.
     """
 
     source: str
@@ -51,6 +53,11 @@ class Opening:
     seed: int
     gradient: Callable[[], Tensors] | None = None
     clients: list[int] = field(default_factory=list)
+    answered: list[int] = field(default_factory=list)
+
+    def choose(self, everyone: Sequence[int], taking_part: Participation) -> None:
+        """Ask the clients of one draw, or all where it draws nobody."""
+        self.clients = taking_part.draw(everyone, 0) or list(everyone)
 
     def settle(self, model: Tensors, grid: Grid) -> Tensors:
         """The model with the frame in it.
@@ -58,6 +65,7 @@ class Opening:
         Raises:
             RunError: if no client answers.
         """
+        self.answered = [] if self.gradient else list(self.clients)
         frames = self._frames(model, grid)
         new = dict(model)
         for layer, parts in frames.items():
@@ -124,6 +132,8 @@ class Opening:
             reasons = {**found.failed, **found.rejected}
             said = next((f"; client {c}: {why}" for c, why in reasons.items()), "")
             raise RunError(f"adapter.init = {self.source!r}: no client sent a gradient{said}")
+        came_from = {client for client, _ in good}
+        self.answered = [client for client in self.answered if client in came_from]
         counts = [float(records(content, MetricRecord)[0]["num-examples"]) for _, content in good]  # type: ignore[arg-type]
         came = [to_tensors(records(content, ArrayRecord)[0]) for _, content in good]
         return {

@@ -179,6 +179,83 @@ def test_the_run_says_what_its_opening_cost_and_revealed(tmp_path):
     assert planned.opening_bytes_down == written["bytes_down"]
 
 
+def first_step_of(**changes) -> float:
+    made = federation(local__steps=2, local__lr=0.004, **changes)
+    assert made.strategy.opening is not None
+    return made.strategy.opening.size
+
+
+def test_the_first_step_counts_the_rounds_in_which_a_client_takes_part(tmp_path):
+    """lr / (2 % of all of a client's steps), which are those of its own rounds."""
+    whole = first_step_of(clients__participation__value=1.0, run__rounds=100)
+    assert whole == pytest.approx(0.004 / (0.02 * 100 * 2))
+    assert first_step_of(clients__participation__value=0.5, run__rounds=200) == whole
+    bernoulli = {"kind": "bernoulli", "value": [0.25, 0.75, 0.5, 0.0, 0.5, 0.5]}
+    of_the_five = first_step_of(clients__participation=bernoulli, run__rounds=200,
+                                clients__partition={"kind": "iid"})  # fmt: skip
+    assert of_the_five == pytest.approx(whole)
+    trace = tmp_path / "trace.csv"
+    lines = [f"{2 * turn + client % 2 + 1},{client}" for turn in range(2) for client in range(4)]
+    trace.write_text("\n".join(["round,client", *lines]))
+    drawn = {"kind": "trace", "file": str(trace)}
+    assert first_step_of(clients__participation=drawn, run__rounds=200) == pytest.approx(whole)
+    assert first_step_of(clients__participation__value=0.5, run__rounds=2) == 0.004
+
+
+def test_the_first_step_counts_what_a_client_trains_on():
+    """Not the examples that it holds out."""
+    full = {"clients__participation__value": 1.0, "clients__partition": {"kind": "iid"},
+            "task__train_examples": 240, "run__rounds": 100, "local__steps": None,
+            "local__epochs": 1, "local__lr": 0.001}  # fmt: skip
+    sizes = [federation(**full, clients__holdout=share).strategy.opening.size
+             for share in (None, 0.5)]  # fmt: skip
+    assert sizes == pytest.approx([0.001 / (0.02 * 100 * steps) for steps in (10, 5)])
+
+
+@pytest.mark.parametrize(
+    ("source", "clients", "answered", "examples"),
+    [
+        ("client-dense", 3, 3, 7),
+        ("client-sketch", 3, 3, 7),
+        ("pooled", 6, 0, 7),
+        ("public", 0, 0, 20),
+    ],
+)
+def test_the_opening_names_those_whose_examples_it_is_over(source, clients, answered, examples):
+    options = {"adapter__init": source, "adapter__init_examples": 7, "task__server_examples": 20}
+    made = federation(**options, clients__partition={"kind": "iid"})
+    _, notes = opened(made)
+    asked = made.strategy.participation.draw(range(6), 0)
+    assert notes["clients"] == {0: [], 3: asked, 6: list(range(6))}[clients]
+    assert notes["answered"] == notes["clients"][:answered]
+    assert notes["examples"] == examples
+
+
+def test_the_opening_of_a_private_run_speaks_of_noise_where_there_is_some():
+    privacy = {"mechanism": "example", "noise_multiplier": 1.0, "delta": 1e-4}
+    options = {"privacy": privacy, "task__server_examples": 20, "adapter__init_step": 0.01}
+    said = [opened(federation(**options, adapter__init=source))[1]["revealed"]
+            for source in ("public", "client-dense")]  # fmt: skip
+    assert said[0] == "nothing of the clients"
+    assert said[1].endswith("whole, with noise, from the ledger")
+
+
+def test_the_opening_tells_who_of_the_asked_gave_no_gradient(monkeypatch):
+    made = federation(adapter__init="client-sketch", faults__on_error="skip")
+    real, asked = type(made.clients)._open, []
+
+    def failing(self, client, message):
+        asked.append(client)
+        if client == min(asked) and asked.count(client) == 2:
+            raise RuntimeError("no gradient this time")
+        return real(self, client, message)
+
+    monkeypatch.setattr(type(made.clients), "_open", failing)
+    _, notes = opened(made)
+    assert notes["clients"] == sorted(set(asked))
+    assert notes["answered"] == notes["clients"][1:]
+
+
 @pytest.mark.parametrize("kind", ["cohort", "sequential"])
 def test_the_opening_leaves_the_base_as_it_was(kind):
     made = federation(engine__kind=kind)
