@@ -26,6 +26,7 @@ from fedtune.apps.going import Going
 from fedtune.apps.opening import OPENING, opening_gradients, private_opening, shared_part
 from fedtune.apps.received import ARRAYS, CONFIG, Received
 from fedtune.apps.rounds import (
+    STEPS,
     ClientView,
     Done,
     Gradient,
@@ -36,7 +37,7 @@ from fedtune.apps.rounds import (
 )
 from fedtune.apps.store import ClientStore
 from fedtune.cohort.engine import Engine
-from fedtune.cohort.plan import ClientWork, full_work, plan_work
+from fedtune.cohort.plan import ClientWork, full_work, plan_work, planned_steps
 from fedtune.errors import ClientFailure, Declined, RunError
 from fedtune.grids.arrays import to_record, to_tensors
 from fedtune.grids.replies import DECLINED
@@ -127,18 +128,9 @@ class CohortClients:
         place = (server_round, client, job.again)
         noise = self.budget.noise(client, len(rows), place) if self.budget else None
         return plan_work(
-            client,
-            server_round,
-            rows,
-            job.state,
-            local,
-            self.seed,
-            widths,
-            job.pull,
-            job.again,
-            job.only,
-            noise,
-        )
+            client, server_round, rows, job.state, local, self.seed, widths,
+            job.pull, job.again, job.only, noise,
+        )  # fmt: skip
 
     def _go_through(self, rounds: list[Going]) -> None:
         """Advance all rounds to their ends; what they yield at one time is done together."""
@@ -204,10 +196,14 @@ class CohortClients:
         if one.failure is not None:
             return self._told(one.failure)
         assert one.done is not None
-        return self.reply(one.message, one.view, one.done)
+        return self.reply(one.message, one.view, one.done, one.steps)
 
-    def reply(self, message: Message, view: ClientView, done: Done) -> Message:
-        """A client's answer to a training message; what it keeps goes to the store."""
+    def reply(self, message: Message, view: ClientView, done: Done, steps: int) -> Message:
+        """A client's answer to a training message; what it keeps goes to the store.
+
+        Args:
+            steps: that its optimiser did in the round.
+        """
         beta, sent = self.engine.setting.local.client_momentum, done.sent
         if beta:
             sent = with_momentum(view, sent, beta)
@@ -217,6 +213,8 @@ class CohortClients:
             self.store.put(view.client, kept)
         result = done.result
         metrics = MetricRecord({"num-examples": result.examples, "loss": result.loss})
+        if steps != planned_steps(result.examples, self.engine.setting.local):
+            metrics[STEPS] = steps
         if self.budget is not None:
             counts = self.budget.section.public_counts
             metrics = MetricRecord({"num-examples": result.examples if counts else 1})

@@ -23,6 +23,7 @@ class Going:
         going: its coroutine.
         job: what waits to be done, None at the end.
         batches: that it was planned to work on so far.
+        steps: of its optimiser, done so far.
         done: what came of it, and
         failure: what went wrong.
     """
@@ -33,6 +34,7 @@ class Going:
     going: ClientRound
     job: Train | Gradient | None = None
     batches: int = 0
+    steps: int = 0
     done: Done | None = None
     failure: ClientFailure | None = None
 
@@ -42,6 +44,8 @@ class Going:
         if isinstance(result, ClientFailure):
             self.failure = result
             return
+        if isinstance(result, ClientResult):
+            self.steps += result.steps
         try:
             self.job = self.going.send(result)
         except StopIteration as end:

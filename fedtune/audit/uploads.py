@@ -42,8 +42,8 @@ class Uploads:
         clients = self.federation.clients
         reply = clients.reply
 
-        def watched(message: Message, view: Any, done: Any) -> Message:
-            answer = reply(message, view, done)
+        def watched(message: Message, view: Any, done: Any, steps: int) -> Message:
+            answer = reply(message, view, done, steps)
             self.look(view.client, view.state, answer)
             return answer
 

@@ -29,6 +29,7 @@ class RoundReport:
         rejected: reason by client id, of malformed replies; they never reach the rule.
         lost: client ids of which nothing arrived.
         examples: that each used client reports to hold.
+        steps: that those report to have done who did not do what was planned.
         coefficients: of the used clients' updates, where the rule is a linear combination.
         notes: what else the rule says.
     """
@@ -39,6 +40,7 @@ class RoundReport:
     rejected: dict[int, str] = field(default_factory=dict)
     lost: list[int] = field(default_factory=list)
     examples: dict[int, float] = field(default_factory=dict)
+    steps: dict[int, int] = field(default_factory=dict)
     coefficients: list[float] | None = None
     notes: dict[str, float] = field(default_factory=dict)
 

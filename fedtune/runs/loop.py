@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, MessageType
@@ -19,6 +18,7 @@ from fedtune.apps.opening import OPENING, REVEALED
 from fedtune.apps.user_budget import UserBudget
 from fedtune.cohort.plan import out_of_patience, planned_steps
 from fedtune.grids.arrays import to_record, to_tensors
+from fedtune.grids.replies import RoundReport
 from fedtune.runs.build import Federation
 from fedtune.runs.checkpoints import Checkpoint, save_checkpoint
 from fedtune.runs.directory import RunDirectory
@@ -178,17 +178,20 @@ def one_round(federation: Federation, state: ServerState, server_round: int) -> 
         "seconds_train": trained,
         "seconds_clients": received - sent,
         "seconds_server": trained - (received - sent),
-        "client_steps": _steps_of(federation, report.examples),
+        "client_steps": _steps_of(federation, report),
     }
     return line if budget is None else _private_line(line, budget)
 
 
-def _steps_of(federation: Federation, examples: Mapping[int, float]) -> int:
-    """Optimiser steps of a round's clients, of whom private ones do not say what they hold."""
-    local, clients = federation.scenario.local, federation.clients
+def _steps_of(federation: Federation, report: RoundReport) -> int:
+    """Optimiser steps of a round's clients: those that they tell, else those that were planned.
+
+    Private clients do not say what they hold, and do what was planned.
+    """
+    local, clients, told = federation.scenario.local, federation.clients, report.steps
     if clients.budget is not None:
-        return sum(planned_steps(len(clients.training_rows(c)), local) for c in examples)
-    return sum(planned_steps(int(count), local) for count in examples.values())
+        return sum(planned_steps(len(clients.training_rows(c)), local) for c in report.examples)
+    return sum(told.get(c, planned_steps(int(n), local)) for c, n in report.examples.items())
 
 
 def _private_line(line: Line, budget: Budget | UserBudget) -> Line:

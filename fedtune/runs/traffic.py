@@ -14,7 +14,7 @@ from flwr.app import ConfigRecord, Message
 from fedtune.adapters.layout import Tensors
 from fedtune.apps.rounds import Train
 from fedtune.apps.store import MemoryStore
-from fedtune.cohort.plan import ClientResult
+from fedtune.cohort.plan import ClientResult, planned_steps
 from fedtune.grids.arrays import to_record, to_tensors
 from fedtune.grids.compat import set_message_id
 from fedtune.grids.sizes import Size, message_size
@@ -139,15 +139,17 @@ def _reply(federation: Federation, store: MemoryStore, message: Message, client:
     clients = replace(federation.clients, store=store)
     examples = len(clients.training_rows(client))
     view = clients.view(client, message)
-    going, result = clients.method(view), None
+    going, result, trainings = clients.method(view), None, 0
+    planned = planned_steps(examples, clients.engine.setting.local)
     while True:
         try:
             job = going.send(result)
         except StopIteration as end:
-            return clients.reply(message, view, end.value)
+            return clients.reply(message, view, end.value, trainings * planned)
         trained = view.layout.training(job.only if isinstance(job, Train) else None).trained
         moved = {spec.name: job.state[spec.name] + CHANGE for spec in trained}
         training = isinstance(job, Train)
+        trainings += training
         result = ClientResult(client, moved, 1.0, 1, examples) if training else moved
 
 

@@ -32,7 +32,7 @@ from fedtune.rules.mean import Mean
 from fedtune.rules.weights import policy_weights
 from fedtune.server.downlink import Downlink
 from fedtune.server.frame import Opening
-from fedtune.server.messages import Messenger, mean_metrics, metrics_of
+from fedtune.server.messages import Messenger, mean_metrics, metrics_of, steps_told
 from fedtune.server.state import restore, state_of
 
 PARTS = ("rule", "server_optimizer", "downlink", "mechanism")
@@ -153,8 +153,8 @@ class AdapterStrategy(Messenger):
         examples = [float(metrics_of(c)[self.weighted_by_key]) for c in contents]  # type: ignore[arg-type]
         self.report.examples = dict(zip(self.report.used, examples, strict=True))
         weights = policy_weights(self.weights, examples, self.max_weight)
-        arrays = [records(content, ArrayRecord)[0] for content in contents]
-        came = [read(record) for record in arrays]
+        self.report.steps = steps_told(dict(good))
+        came = [read(records(content, ArrayRecord)[0]) for content in contents]
         before = self.state_dict()
         moved = self._moved(came, weights) if self._averaged else {}
         new = self._renewed({**moved, **self.combine(came)})

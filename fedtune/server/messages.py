@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from torch import Tensor
 
 from fedtune.adapters.layout import BASE
+from fedtune.apps.rounds import STEPS
 from fedtune.grids.arrays import records, to_tensors
 from fedtune.grids.directory import Directory, directory_of
 from fedtune.grids.form import metrics_fault
@@ -124,6 +125,12 @@ def metrics_of(content: RecordDict) -> MetricRecord:
     return records(content, MetricRecord)[0]
 
 
+def steps_told(contents: Mapping[int, RecordDict]) -> dict[int, int]:
+    """Optimiser steps by client, of replies that say them."""
+    told = {client: metrics_of(content).get(STEPS) for client, content in contents.items()}
+    return {client: max(0, int(n)) for client, n in told.items() if isinstance(n, int | float)}
+
+
 def evaluation_fault(reply: Message, weight_key: str) -> str | None:
     """Why a reply to an evaluation cannot be used, or None."""
     if reply.has_error():
@@ -134,14 +141,19 @@ def evaluation_fault(reply: Message, weight_key: str) -> str | None:
 
 
 def alike(contents: list[RecordDict]) -> list[RecordDict]:
-    """Contents of replies with the metrics that all hold, as a number or as lists of one length."""
+    """Contents of replies with the metrics that all hold, as a number or as lists of one length.
+
+    Steps are left out: they have a sum and no mean.
+    """
     forms = [
         {k: len(v) if isinstance(v, list) else None for k, v in metrics_of(content).items()}
         for content in contents
     ]
-    if all(form == forms[0] for form in forms):
+    shared = [set(form.items()) for form in forms]
+    common = dict(set.intersection(*shared)) if shared else {}
+    common.pop(STEPS, None)
+    if all(form == common for form in forms):
         return contents
-    common = dict(set.intersection(*(set(form.items()) for form in forms)))
     return [
         RecordDict({"metrics": MetricRecord({k: metrics_of(c)[k] for k in sorted(common)})})
         for c in contents
