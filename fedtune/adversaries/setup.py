@@ -87,6 +87,11 @@ def make_adversary(scenario: Scenario, task: Task) -> Adversary:
     labels = task.test.labels
     assert labels is not None
     other = task.test_rows[labels[task.test_rows] != trigger.target]
+    if not len(other):
+        raise Incompatible(
+            f"attack.target = {trigger.target}: all test examples are of that class, so there is "
+            "none to measure the attack on"
+        )
     everywhere = Poisoned(task.test, torch.ones(len(task.test), dtype=torch.bool), trigger)
     train = Poisoned(task.train, rows, trigger)
     return Adversary(malicious, train, triggered=everywhere, triggered_rows=other)

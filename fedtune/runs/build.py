@@ -138,7 +138,7 @@ def build(
         strategy,
         adversary,
         size,
-        _notes(task, runner, reason),
+        _notes(task, runner, reason, clients.holdout),
         budget or make_user_privacy(scenario, strategy, task.clients, folder),
     )
 
@@ -154,10 +154,12 @@ def _clients(
     """The client side, with its budgets of privacy."""
     rows, own, seed = task.clients, scenario.clients, scenario.run.seed
     holdout = own.held_share if scenario.task.head == "local" else own.holdout or 0.0
-    absent, local = isinstance(rows, AbsentRows), scenario.task.head == "local"
-    if local and not absent and all(len(rows.rows(c)) < 2 for c in rows.eligible):
+    absent = isinstance(rows, AbsentRows)
+    if holdout and not absent and all(len(rows.rows(c)) < 2 for c in rows.eligible):
+        local = scenario.task.head == "local"
+        given = "task.head = 'local'" if local else f"clients.holdout = {own.holdout}"
         raise ScenarioError(
-            "task.head = 'local': no client has two examples, one to train and one to evaluate on"
+            f"{given}: no client has two examples, one to train on and one to be evaluated on"
         )
     budget = None if absent else make_budget(scenario, rows, strategy.participation, folder)
     method = type(strategy).client_round
@@ -219,14 +221,16 @@ def _troubled(
     return grid
 
 
-def _notes(task: Task, engine: Engine, reason: str | None) -> list[str]:
-    notes = list(task.notes)
+def _notes(task: Task, engine: Engine, reason: str | None, holdout: float) -> list[str]:
+    notes, rows, eligible = list(task.notes), task.clients, task.clients.eligible
     if isinstance(engine, SpreadEngine):
         notes.append(
             f"engine: {engine.pool.count} Ray workers, CPU cores each: {engine.pool.cores}"
         )
     if reason:
         notes.append(f"engine: training one client at a time, because {reason}")
-    if empty := len(task.clients) - len(task.clients.eligible):
-        notes.append(f"clients: {empty} of {len(task.clients)} hold no examples and take no part")
+    if empty := len(rows) - len(eligible):
+        notes.append(f"clients: {empty} of {len(rows)} hold no examples and take no part")
+    if holdout and (short := sum(len(rows.rows(client)) == 1 for client in eligible)):
+        notes.append(f"clients: {short} of {len(rows)} have one example and are not evaluated")
     return notes

@@ -192,8 +192,19 @@ def _on_validation(task: Task, scenario: Scenario, parts: list[Rows], left: list
         taken = np.union1d(tested, task.server_rows)
         return replace(task, clients=DealtRows(parts, without=taken))
     held = held_of_all(left, scenario.task.validation, scenario.run.seed)
+    holding = [rows for rows in left if len(rows)]
+    short = sum(len(rows) < 2 for rows in holding)
+    if short == len(holding):
+        raise ScenarioError(
+            f"task.validation = {scenario.task.validation}: no client has two examples, one to "
+            "train on and one to be evaluated on"
+        )
+    note = f"data: {short} of {len(holding)} clients have one example and hold out none"
+    notes = [*task.notes, *([note] if short else [])]
     clients = DealtRows(parts, without=np.union1d(held, task.server_rows))
-    return replace(task, test=task.train, test_rows=held, clients=clients, exact_match=None)
+    return replace(
+        task, test=task.train, test_rows=held, clients=clients, exact_match=None, notes=notes
+    )
 
 
 def _synthetic(scenario: Scenario, device: torch.device, dtype: torch.dtype) -> Task:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedtune.errors import ScenarioError
 from fedtune.runs.build import build
 from fedtune.runs.settling import settle_paths
 from fedtune.scenario import load_scenario
@@ -43,6 +44,42 @@ def test_a_local_head_is_not_chosen_by_what_it_is_tested_on():
         tested = set(final.clients.held_rows(client).tolist())
         seen = {*search.clients.held_rows(client), *search.clients.training_rows(client)}
         assert not tested & seen
+
+
+EVEN = {"clients__partition": {"kind": "iid"}}
+
+
+@pytest.mark.parametrize(
+    ("holding", "said"),
+    [
+        ({"task__validation": 0.2}, r"task\.validation = 0\.2: no client has two examples"),
+        ({"clients__holdout": 0.2}, r"clients\.holdout = 0\.2: no client has two examples"),
+        ({"task__head": "local"}, r"task\.head = 'local': no client has two examples"),
+        ({"task__head": "local", "task__validation": 0.2}, "no client has two examples"),
+    ],
+)
+def test_where_no_client_can_hold_an_example_out_the_run_is_refused(holding, said):
+    with pytest.raises(ScenarioError, match=said):
+        built(**EVEN, task__train_examples=6, **holding)
+
+
+@pytest.mark.parametrize(
+    ("holding", "said"),
+    [
+        ({"task__validation": 0.2}, "data: 2 of 6 clients have one example and hold out none"),
+        ({"clients__holdout": 0.2}, "clients: 2 of 6 have one example and are not evaluated"),
+        ({"task__head": "local"}, "clients: 2 of 6 have one example and are not evaluated"),
+    ],
+)
+def test_clients_that_cannot_hold_an_example_out_are_counted_in_a_note(holding, said):
+    assert said in built(**EVEN, task__train_examples=10, **holding).notes
+    assert not any("one example" in note for note in built(**EVEN, **holding).notes)
+
+
+def test_a_backdoor_that_no_test_example_can_show_is_refused():
+    only = built(task__test_examples=1).task.test.labels[0]
+    with pytest.raises(ScenarioError, match="all test examples are of that class"):
+        built(task__test_examples=1, attack={"kind": "backdoor", "target": int(only)})
 
 
 def test_made_examples_have_validation_rows_of_their_own():
