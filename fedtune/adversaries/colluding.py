@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from scipy.stats import norm
@@ -15,7 +16,7 @@ from fedtune.rules.base import distances_of, grams_of
 HALVINGS = 40
 
 
-Deviation = str
+Deviation = Literal["unit", "sign", "std"]
 
 
 @dataclass(frozen=True)

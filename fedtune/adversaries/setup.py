@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 
 from fedtune.adapters.kinds import find_kind
 from fedtune.adversaries.attacks import ATTACKS
@@ -30,7 +31,12 @@ from fedtune.tasks.base import Data, Images, Rows
 from fedtune.tasks.load import Task
 
 SHARES = {"label-flip": 1.0, "cat-map": 1.0, "backdoor": 0.5}
-BACKDOOR_KEYS = ("target", "size", "token", "share")
+POISONING = {
+    "label-flip": ("share",),
+    "cat-map": ("share", "iterations"),
+    "backdoor": ("target", "size", "token", "share"),
+}
+CRAFTED: dict[str, Callable[..., Any]] = {**ATTACKS, **RANK_ATTACKS}
 
 
 @dataclass(frozen=True)
@@ -112,23 +118,31 @@ def check_attack(scenario: Scenario) -> None:
         check_classes(scenario.task.kind, kind)
     if kind == "cat-map" and scenario.task.kind != "image-classification":
         raise Incompatible(f"attack.kind = 'cat-map': needs images, not {scenario.task.kind}")
-    own = {
-        "label-flip": ["share"],
-        "cat-map": ["share", "iterations"],
-        "backdoor": list(BACKDOOR_KEYS),
-    }
-    made = {**ATTACKS, **RANK_ATTACKS}
-    allowed = own.get(kind) or list(inspect.signature(made[kind]).parameters)
     given = scenario.attack.parameters()
-    _check_keys(kind, given, allowed)
-    check_types("attack", made.get(kind, _Shared), given)
+    _check_keys(kind, given, attack_keys(kind))
+    check_types("attack", CRAFTED.get(kind, _Shared), given)
+
+
+def attack_keys(kind: str) -> list[str]:
+    """The parameters of an attack."""
+    if kind in CRAFTED:
+        return list(inspect.signature(CRAFTED[kind]).parameters)
+    return list(POISONING[kind])
 
 
 class _Shared:
     """Parameters of attacks on labels and inputs."""
 
-    def __init__(self, share: Probability = 1.0, iterations: PositiveInt = 1) -> None:
+    def __init__(
+        self,
+        share: Probability = 1.0,
+        iterations: PositiveInt = 1,
+        target: NonNegativeInt = 0,
+        size: PositiveInt = 3,
+        token: NonNegativeInt = 0,
+    ) -> None:
         self.share, self.iterations = share, iterations
+        self.target, self.size, self.token = target, size, token
 
 
 def _rows(

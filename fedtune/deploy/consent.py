@@ -161,6 +161,7 @@ def own_scenario(scenario: Scenario, settings: ClientSettings) -> Scenario:
 def _own_data(scenario: Scenario, settings: ClientSettings) -> dict[str, Any]:
     data = settings.data
     changes: dict[str, Any] = {"task.data": data.file, "task.test": data.file, "task.subset": None}
+    changes |= {"task.train_split": "train", "task.test_split": "test"}
     changes |= dict.fromkeys(("task.train_examples", "task.columns", "task.extract"))
     named = {name: getattr(data, name) for name in COLUMNS}
     changes |= {f"task.{name}": column for name, column in named.items() if column is not None}

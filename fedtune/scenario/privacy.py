@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fedtune.scenario.section import Section, Share
+from fedtune.scenario.section import Section, Share, incompatible
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -83,7 +83,7 @@ class PrivacySection(Section):
     @model_validator(mode="after")
     def _check(self) -> PrivacySection:
         if self.mechanism == "none":
-            return self
+            return self._without()
         if (self.epsilon is None) == (self.noise_multiplier is None):
             raise ValueError(
                 f"mechanism = {self.mechanism!r} needs epsilon or noise_multiplier, and not both"
@@ -94,6 +94,18 @@ class PrivacySection(Section):
             raise ValueError("clip = nan: give a positive number")
         if self.adaptive is not None and self.mechanism != "user":
             raise ValueError("adaptive: is for mechanism 'user'")
+        if self.max_participations != "auto" and self.mechanism == "user":
+            raise ValueError("max_participations: is for mechanism 'example'; give rounds")
         if self.public_counts and self.mechanism == "user":
             raise ValueError("public_counts: is for mechanism 'example'; users count alike")
+        return self
+
+    def _without(self) -> PrivacySection:
+        """What promises privacy, and no mechanism that keeps it."""
+        for key in ("epsilon", "noise_multiplier", "adaptive"):
+            if getattr(self, key) is not None:
+                raise incompatible(
+                    f"privacy.{key}: has no effect with privacy.mechanism = 'none'; allowed: "
+                    "mechanism 'example' or 'user', or leave it out"
+                )
         return self

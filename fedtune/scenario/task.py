@@ -98,6 +98,7 @@ class TaskSection(Section):
     def _check(self) -> TaskSection:
         if self.data == CLIENTS:
             self._check_without_data()
+        self._check_of_kind()
         if self.kind == "least-squares":
             for key, allowed in (("base", LINEAR), ("data", SQUARES), ("head", "shared")):
                 if getattr(self, key) != allowed:
@@ -120,6 +121,19 @@ class TaskSection(Section):
         if self.extract and not self.response:
             raise ValueError("task.extract needs task.instruction and task.response")
         return self
+
+    def _check_of_kind(self) -> None:
+        """What is of no use to this kind of task, or to data that come with the package."""
+        for key in ("text_pair", "label_separator"):
+            if getattr(self, key) is not None and self.kind != "text-classification":
+                raise ValueError(f"task.{key} is for kind 'text-classification', not '{self.kind}'")
+        if self.labels is not None and not self.kind.endswith("-classification"):
+            raise ValueError(f"task.labels: {self.kind} has no classes")
+        if self.max_length is not None and self.kind not in ("text-classification", "causal-lm"):
+            raise ValueError(f"task.max_length: {self.kind} has no tokens")
+        for key in ("test", "subset"):
+            if getattr(self, key) is not None and self.data.startswith("builtin:"):
+                raise ValueError(f"task.{key}: {self.data} has a test split and no subsets")
 
     def _check_without_data(self) -> None:
         """What must be said where the server has no training data."""

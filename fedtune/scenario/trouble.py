@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fedtune.scenario.section import OpenSection, Probability, Section
 
@@ -54,6 +54,14 @@ class FaultsSection(Section):
     )
     snr_down: float | None = Field(None, description="signal-to-noise ratio in dB instead")
     snr_up: float | None = Field(None, description="signal-to-noise ratio in dB instead")
+
+    @model_validator(mode="after")
+    def _check(self) -> FaultsSection:
+        for way in ("down", "up"):
+            noise, ratio = getattr(self, f"noise_{way}"), getattr(self, f"snr_{way}")
+            if noise and ratio is not None:
+                raise ValueError(f"give noise_{way} or snr_{way}, not both")
+        return self
 
     @property
     def any(self) -> bool:

@@ -33,15 +33,20 @@ def check_keys(section: PartitionSection) -> None:
     Raises:
         ScenarioError: for the first of them.
     """
-    allowed = ["kind", "by", "pattern"]
-    if section.kind != "natural":
-        known = inspect.signature(CLASSES[section.kind].__init__).parameters
-        allowed = ["kind", *(key for key in known if key not in _SET)]
+    own = partition_keys(section.kind)
+    allowed = ["kind", "by", "pattern", *own] if section.kind == "natural" else ["kind", *own]
     for key in section.parameters():
-        if key not in allowed:
+        if key not in own:
             raise ScenarioError(
                 f"clients.partition.{key}: unknown key; allowed: {', '.join(allowed)}"
             )
+
+
+def partition_keys(kind: str) -> list[str]:
+    """The parameters of a kind of partition: those of the flwr-datasets class."""
+    if kind == "natural":
+        return []
+    return [key for key in inspect.signature(CLASSES[kind].__init__).parameters if key not in _SET]
 
 
 def partition(

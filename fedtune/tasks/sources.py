@@ -21,6 +21,7 @@ from datasets.exceptions import DatasetsError
 
 from fedtune.errors import ScenarioError, first_line
 from fedtune.scenario.task import CLIENTS, TaskSection
+from fedtune.tasks.unused import check_used
 
 TEST_SHARE = 0.2
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -48,6 +49,7 @@ def load_splits(
     Raises:
         ScenarioError: for data that cannot be read, is empty or misses a column.
     """
+    check_used(task)
     notes: list[str] = []
     try:
         splits = _both(task, _read(task, builtin), notes)

@@ -10,7 +10,10 @@ from scipy.stats import norm
 from fedtune.adversaries.attacks import ATTACKS
 from fedtune.adversaries.colluding import ALIE, IPM, Adaptive, Mimic, MinMax, MinSum
 from fedtune.adversaries.crafted import Gaussian, Knowledge, NonFinite, Scaling, SignFlip, Uniform
+from fedtune.adversaries.setup import check_attack
+from fedtune.errors import ScenarioError
 from fedtune.rules import make_rule
+from fedtune.scenario.loading import validate
 from tests.rules.kit import updates
 
 HONEST = torch.from_numpy(np.random.default_rng(0).normal(0.3, 1.0, size=(8, 20)))
@@ -105,3 +108,22 @@ def test_adaptive_does_at_least_as_much_harm_as_any_fixed_length_on_its_grid(nam
     grid = torch.linspace(1.25, 20.0, 16)
     assert damage(sent) >= max(damage(HONEST.mean(0) - g * HONEST.std(0)) for g in grid) - 1e-9
     assert damage(sent) > damage(HONEST.mean(0))
+
+
+@pytest.mark.parametrize("kind", ["min-max", "min-sum", "adaptive"])
+def test_a_deviation_that_is_none_is_refused(kind):
+    def check(deviation):
+        attack = {"kind": kind, "deviation": deviation}
+        check_attack(validate({"attack": attack, "adapter": {"kind": "lora"}}))
+
+    for deviation in ("unit", "sign", "std"):
+        check(deviation)
+    with pytest.raises(ScenarioError, match=r"attack.deviation = 'mean': .*'unit', 'sign' or"):
+        check("mean")
+
+
+@pytest.mark.parametrize(("key", "value"), [("target", "a"), ("size", 0), ("token", -1)])
+def test_a_backdoors_parameters_are_of_their_type_and_range(key, value):
+    attack = {"kind": "backdoor", key: value}
+    with pytest.raises(ScenarioError, match=rf"attack.{key} = {value!r}"):
+        check_attack(validate({"attack": attack, "adapter": {"kind": "lora"}}))
