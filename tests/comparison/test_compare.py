@@ -85,6 +85,24 @@ def test_the_table_of_cells(done):
         assert row["worst_client"] == cell.summary["clients"]["worst"]["accuracy"]
 
 
+def test_the_target_is_what_the_comparison_says(done):
+    """And what runs cost until they reach it follows from it; nothing is trained for that."""
+    watch = Counting()
+    try:
+        for target, within in ((0.0, True), (2.0, False)):
+            again = fedtune.compare(
+                "quickstart", OVER, small(), done.path, watch, seeds=2, target=target
+            )
+            assert again.record["target"] == target
+            families = again.record["families"]
+            rounds = [c["measures"]["rounds_to_target"] for f in families for c in f["cells"]]
+            assert rounds == [1 if within else None] * 4
+    finally:
+        plain = fedtune.compare("quickstart", OVER, small(), done.path, watch, seeds=2)
+    assert watch.trained == 0
+    assert plain.record["target"] not in (None, 0.0, 2.0)
+
+
 def test_what_is_done_is_not_trained_again_and_what_is_new_is(tmp_path, done):
     path = tmp_path / "growing"
     watch = Counting()

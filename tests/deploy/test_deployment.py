@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,9 +16,11 @@ from fedtune.deploy.runs import KEPT, opened
 from fedtune.errors import RunError, ScenarioError
 from fedtune.files import write_json
 from fedtune.grids.compat import content_from_bytes, message_from_bytes
+from fedtune.grids.deployed_grid import DeployedGrid
 from fedtune.grids.directory import Directory
 from fedtune.privacy.accounting import epsilon
 from fedtune.privacy.ledger import Entry, Ledger
+from fedtune.scenario.deploy import DeploySection
 from tests.deploy.kit import deployment
 from tests.runs.kit import small
 
@@ -119,6 +123,22 @@ def test_with_too_few_clients_the_server_waits_and_says_so(tmp_path, monkeypatch
     run = made.run(tmp_path / "run")
     assert ("waiting", {"connected": [1, 2], "needed": 3}) in made.events
     assert run.metrics[0]["clients"] == 3
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
+def test_the_first_round_waits_as_long_as_it_may(seconds):
+    """For all clients; then it goes on with those that came."""
+    inner = SimpleNamespace(get_node_ids=lambda: [70])
+    section = DeploySection(join_timeout=seconds)
+    grid = DeployedGrid(inner, {0: 70, 1: 71}, section, lambda *said, **facts: None)
+    started = time.monotonic()
+    assert grid.directory.clients == [0, 1]
+    waited = time.monotonic() - started
+    assert seconds <= waited < seconds + 1.0
+    inner.get_node_ids = lambda: [70, 71]
+    started = time.monotonic()
+    assert DeployedGrid(inner, {0: 70, 1: 71}, section, grid.tell).directory.clients == [0, 1]
+    assert time.monotonic() - started < 0.5
 
 
 def test_a_client_that_never_answers_is_lost_when_time_is_up(tmp_path):
