@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+LONGEST, MOST_LISTED = 80, 20
+
 
 class FedtuneError(Exception):
     """A failure that the user is told in one line."""
@@ -48,3 +52,19 @@ class Declined(ClientFailure):
 def first_line(error: BaseException) -> str:
     """What an exception says, cut to its first line."""
     return str(error).strip().split("\n", 1)[0]
+
+
+def shown(value: object) -> str:
+    """A value of a user's data for a message."""
+    return cut(repr(value[: LONGEST + 1] if isinstance(value, str | bytes) else value))
+
+
+def cut(text: str) -> str:
+    """A text of a user's data for a message, of at most `LONGEST` characters."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names of a user's data for a message: the first of them, each cut."""
+    more = ", ..." if len(names) > MOST_LISTED else ""
+    return ", ".join(map(cut, names[:MOST_LISTED])) + more

@@ -8,7 +8,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedtune.errors import ScenarioError, first_line
+from fedtune.tasks.stamps import stamps
 
 Arrays = Mapping[str, NDArray[Any]]
 MAKING, FORGOTTEN = "making-", 7 * 86400.0
@@ -36,7 +36,13 @@ def made_once(kind: str, key: tuple[Any, ...], make: Callable[[Path, Path], None
         make: writes them as `.npy` files into its first folder; what it writes into the second is
             thrown away.
     """
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / f"fedtune-{kind}" / Hasher.hash(key)
+    folder = folder_once(kind, key, make)
+    return {file.stem: np.load(file, mmap_mode="r") for file in sorted(folder.glob("*.npy"))}
+
+
+def folder_once(kind: str, key: tuple[Any, ...], make: Callable[[Path, Path], None]) -> Path:
+    """A folder in the cache of `datasets` whose files are made once; arguments as `made_once`."""
+    folder = cache_folder(kind, key)
     if not folder.is_dir():
         with _beside(folder) as beside:
             made = Path(beside) / "made"
@@ -50,7 +56,12 @@ def made_once(kind: str, key: tuple[Any, ...], make: Callable[[Path, Path], None
             except OSError:
                 if not folder.is_dir():  # else another process was first
                     raise
-    return {file.stem: np.load(file, mmap_mode="r") for file in sorted(folder.glob("*.npy"))}
+    return folder
+
+
+def cache_folder(kind: str, key: tuple[Any, ...]) -> Path:
+    """The folder in the cache of `datasets` for what depends on the key."""
+    return Path(datasets.config.HF_DATASETS_CACHE, f"fedtune-{kind}", Hasher.hash(key))
 
 
 def _beside(folder: Path) -> tempfile.TemporaryDirectory[str]:
@@ -69,22 +80,25 @@ def _beside(folder: Path) -> tempfile.TemporaryDirectory[str]:
 
 
 def identity(rows: Dataset, column: str | None = None) -> tuple[Any, ...]:
-    """What tells rows from others: their fingerprint, and when files that it knows by name changed.
+    """What tells rows from others: their fingerprint, and the contents of the files they are in.
 
     Args:
         rows: of a split.
-        column: of files, whose values may be no more than their names.
+        column: of pictures, whose values may be no more than names of files.
     """
     files = {file["filename"] for file in rows.cache_files}
-    if column is not None and isinstance(rows.features[column], ImageFeature):
+    if column is not None:
+        files |= set(named_files(rows, column))
+    return rows._fingerprint, stamps(sorted(file for file in files if file))
+
+
+def named_files(rows: Dataset, column: str) -> list[str]:
+    """The files that a column of pictures knows by name only, sorted."""
+    found: set[str] = set()
+    if isinstance(rows.features[column], ImageFeature):
         for part in rows.data.column(column).chunks:
-            files |= set(part.field("path").filter(part.field("bytes").is_null()).to_pylist())
-    stamps = []
-    for file in sorted(file for file in files if file):
-        with suppress(OSError):  # a name that is no file of this machine
-            about = Path(file).stat()
-            stamps.append((about.st_mtime_ns, about.st_size))
-    return rows._fingerprint, stamps
+            found |= set(part.field("path").filter(part.field("bytes").is_null()).to_pylist())
+    return sorted(file for file in found if file)
 
 
 def mapped(values: NDArray[Any]) -> Tensor:
