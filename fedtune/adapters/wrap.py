@@ -36,12 +36,14 @@ class PretrainedBase:
         head: names of the modules that make the task's head.
         fresh: parameters that the checkpoint did not hold.
         source: what `from_pretrained` takes to load it again.
+        notes: lines that the user should see.
     """
 
     model: PreTrainedModel
     head: list[str]
     fresh: frozenset[str]
     source: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

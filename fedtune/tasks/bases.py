@@ -30,6 +30,7 @@ from fedtune.errors import ScenarioError, first_line
 from fedtune.scenario.task import CONV, TaskSection
 from fedtune.tasks.attention import attend_quickly
 from fedtune.tasks.conv import ConvForImageClassification
+from fedtune.tasks.heads import head_fits, head_notes, head_of, in_head, label_tensors, with_missing
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken")
@@ -130,29 +131,58 @@ def load_base(task: TaskSection, classes: list[str]) -> PretrainedBase:
     except (OSError, ValueError, SafetensorError) as error:
         raise ScenarioError(f"task.base = {task.base!r}: {first_line(error)}") from None
     attend_quickly(model)
-    fresh = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
+    missing, other = set(info["missing_keys"]), {key[0] for key in info["mismatched_keys"]}
     if model.main_input_name != takes:
         raise _unfit(task, model, f"takes {model.main_input_name}, not {takes}")
     if task.kind == "causal-lm":
-        if fresh:
+        if fresh := missing | other:
             raise _unfit(task, model, f"its checkpoint misses {min(fresh)}")
         return PretrainedBase(model, [], frozenset(), path)
     if task.kind == "text-classification":
         model.config.pad_token_id = load_tokenizer(task.base).pad_token_id
-    head = head_of(model, fresh)
+    head, fresh, notes = settled_head(task, classes, model, missing, other)
     if not head:
         raise _unfit(task, model, "has no head of its own")
-    return PretrainedBase(model, with_missing(head, fresh), frozenset(fresh), path)
+    return PretrainedBase(model, with_missing(head, fresh), frozenset(fresh), path, notes)
 
 
-def in_head(name: str, head: list[str]) -> bool:
-    """Whether a parameter is of a module of the head."""
-    return name.split(".")[0] in head
+def settled_head(
+    task: TaskSection,
+    classes: list[str],
+    model: PreTrainedModel,
+    missing: set[str],
+    other: set[str],
+) -> tuple[list[str], set[str], tuple[str, ...]]:
+    """The modules of a classifier's head, the parameters that begin anew, and lines about it.
+
+    Args:
+        task: names the base.
+        classes: names of the classes.
+        model: loaded, or on the meta device.
+        missing, other: parameters that the checkpoint does not hold, or in another shape.
+    """
+    own, path, auto = names_of_base(task), base_path(task.base), MODELS[task.kind][0]
+
+    def build(count: int) -> PreTrainedModel:
+        names = labels_of(task, [str(number) for number in range(count)])
+        with quiet():
+            return auto.from_config(pretrained(AutoConfig, path, **names))
+
+    if len(own) == len(classes) and not head_fits(own, classes, task.labels is not None):
+        other = other | label_tensors(build, len(classes))
+    fresh = missing | other
+    head = head_of(model, fresh)
+    held = {n for n, _ in model.named_parameters() if in_head(n, head)} - missing
+    notes = head_notes(task.base, own, classes, task.labels, bool(held & other)) if held else []
+    return head, fresh, tuple(notes)
 
 
-def with_missing(head: list[str], fresh: set[str]) -> list[str]:
-    """The head's modules, and those outside it that the checkpoint misses."""
-    return [*head, *sorted({n.rpartition(".")[0] for n in fresh if not in_head(n, head)})]
+def names_of_base(task: TaskSection) -> list[str]:
+    """What the outputs of a base's head are called; none where that cannot be known."""
+    with suppress(ScenarioError, OSError, ValueError), quiet():
+        config = pretrained(AutoConfig, base_path(task.base))
+        return [str(name) for _, name in sorted((config.id2label or {}).items())]
+    return []
 
 
 def labels_of(task: TaskSection, classes: list[str]) -> dict[str, Any]:
@@ -212,18 +242,6 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
-
-
-def head_of(model: PreTrainedModel, fresh: set[str]) -> list[str]:
-    """Children beside the backbone; where the prefix names no child, those that are all new."""
-    children = {n: c for n, c in model.named_children() if any(True for _ in c.parameters())}
-    if model.base_model_prefix in children:
-        return [name for name in children if name != model.base_model_prefix]
-    return [
-        name
-        for name, child in children.items()
-        if all(f"{name}.{parameter}" in fresh for parameter, _ in child.named_parameters())
-    ]
 
 
 def _unfit(task: TaskSection, model: PreTrainedModel, reason: str) -> ScenarioError:

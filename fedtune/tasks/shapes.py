@@ -21,13 +21,12 @@ from fedtune.tasks.bases import (
     WEIGHTS,
     base_folder,
     base_path,
-    head_of,
-    in_head,
     labels_of,
     pretrained,
     quiet,
-    with_missing,
+    settled_head,
 )
+from fedtune.tasks.heads import in_head, with_missing
 
 RENAMED = ((".gamma", ".weight"), (".beta", ".bias"))
 INDEX = f"{WEIGHTS}.index.json"
@@ -56,20 +55,21 @@ def load_shapes(task: TaskSection, classes: list[str]) -> PretrainedBase:
         raise ScenarioError(f"task.base = {task.base!r}: takes {model.main_input_name}")
     if task.kind == "causal-lm":
         return PretrainedBase(model, [], frozenset(), path)
-    names = [name for name, _ in model.named_parameters()]
     held = _held(path, f"{model.base_model_prefix}.")
-    fresh = {n for n in names if n not in held or held[n] != tuple(model.get_parameter(n).shape)}
-    head = head_of(model, fresh)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+    missing = {name for name in shapes if name not in held}
+    other = {name for name in shapes if name in held and held[name] != shapes[name]}
+    head, fresh, notes = settled_head(task, classes, model, missing, other)
     if not head:
         raise ScenarioError(f"task.base = {task.base!r}: {type(model).__name__} has no head")
     for module in head:
         model.get_submodule(module).to_empty(device="cpu")
-    for name in names:
+    for name in shapes:
         if in_head(name, head) and name not in fresh:
             model.get_parameter(name).data = _read(path, name)
     if not held:
-        return PretrainedBase(model, head, frozenset(n for n in fresh if in_head(n, head)), path)
-    return PretrainedBase(model, with_missing(head, fresh), frozenset(fresh), path)
+        fresh = {name for name in fresh if in_head(name, head)}
+    return PretrainedBase(model, with_missing(head, fresh), frozenset(fresh), path, notes)
 
 
 def _files(path: str) -> list[Path]:

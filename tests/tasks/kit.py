@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
+    BertForSequenceClassification,
     BertModel,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
 )
 
 from fedtune.tasks.words import vocabulary
@@ -65,6 +73,38 @@ def save(kind: str, folder: Path) -> str:
     model.save_pretrained(folder)
     words.save_pretrained(folder)
     return str(folder)
+
+
+def save_classifier(folder: Path, names: list[str] | int, kind: str = "bert") -> str:
+    """A `bert`, `roberta`, `llama` or `vit` folder with a head for classes, or for so many."""
+    torch.manual_seed(7)
+    config, model = CLASSIFIERS[kind]
+    labels = {"num_labels": names} if isinstance(names, int) else {
+        "id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)},
+    }  # fmt: skip
+    model(config(**labels)).save_pretrained(folder)
+    if kind == "vit":
+        ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder)
+    else:
+        tokenizer("[CLS]", "[SEP]", pad="[PAD]").save_pretrained(folder)
+    return str(folder)
+
+
+SMALL = {
+    "vocab_size": len(WORDS), "initializer_range": 0.3, "hidden_size": 16, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "intermediate_size": 24, "pad_token_id": 0,
+}  # fmt: skip
+CLASSIFIERS = {
+    "bert": (partial(BertConfig, **SMALL, max_position_embeddings=40),
+             BertForSequenceClassification),
+    "roberta": (partial(RobertaConfig, **SMALL, max_position_embeddings=40),
+                RobertaForSequenceClassification),
+    "llama": (partial(LlamaConfig, **SMALL, num_key_value_heads=2, max_position_embeddings=40),
+              LlamaForSequenceClassification),
+    "vit": (partial(ViTConfig, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                    intermediate_size=24, image_size=8, patch_size=4, initializer_range=0.3),
+            ViTForImageClassification),
+}  # fmt: skip
 
 
 def as_csv(folder: Path, name: str, rows: list[dict[str, str]]) -> str:

@@ -1,0 +1,124 @@
+"""Whether a checkpoint's head is for the classes of the data, and in which order.
+
+A head's outputs mean the classes that its configuration names (`id2label`). Where these are the
+data's, in any order, the head is kept and the classes take its order; else the head begins anew,
+also where it has as many outputs. Names are the same if they are equal, or equal but for case and
+space around them where that leaves no two alike. A configuration without names of its own
+(LABEL_0, LABEL_1, ...) numbers its classes: its head is kept for classes that are called by these
+numbers, and for as many that `task.labels` names in the order of the numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from fedtune.errors import cut
+
+SHOWN = 3
+
+
+def in_order_of(own: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The classes of the data, in the order of a head where that is for them.
+
+    Args:
+        own: what the head's outputs are called.
+        names: of the classes, as the data order them.
+    """
+    order = _matched(own, names)
+    return list(names) if order is None else [names[place] for place in order]
+
+
+def head_fits(own: Sequence[str], classes: Sequence[str], ordered: bool) -> bool:
+    """Whether output i of a head is for class i.
+
+    Args:
+        own: what its outputs are called.
+        classes: of the data, in their order.
+        ordered: whether the user gave that order.
+    """
+    if _matched(own, classes) == list(range(len(classes))):
+        return True
+    by_number = ordered or list(classes) == [str(place) for place in range(len(classes))]
+    return by_number and is_numbered(own) and len(own) == len(classes)
+
+
+def head_notes(
+    base: str, own: Sequence[str], classes: Sequence[str], labels: list[str] | None, anew: bool
+) -> list[str]:
+    """Lines about a checkpoint that has a head of its own.
+
+    Args:
+        base: its name.
+        own: what its outputs are called.
+        classes: of the data, in their order.
+        labels: the order that the user gave, if any.
+        anew: whether the head, or its last layer, begins anew.
+    """
+    few = ", ".join(map(cut, own[:SHOWN])) + (", ..." if len(own) > SHOWN else "")
+    if anew and is_numbered(own):
+        alike = len(own) == len(classes)
+        hint = "; task.labels, in the order of these numbers, keeps it" if alike else ""
+        return [f"head: begins anew, since that of {base} numbers its classes ({few}){hint}"]
+    if anew:
+        return [f"head: begins anew, since that of {base} is for other classes ({few})"]
+    if is_numbered(own) and list(own) != list(classes):
+        return [f"head: that of {base} is kept, its output i for class i of the data"]
+    if labels is not None and list(classes) != labels:
+        return [f"head: that of {base} is kept with its order of classes ({few})"]
+    return []
+
+
+def head_of(model: PreTrainedModel, fresh: set[str]) -> list[str]:
+    """Children beside the backbone; where the prefix names no child, those that are all new."""
+    children = {n: c for n, c in model.named_children() if any(True for _ in c.parameters())}
+    if model.base_model_prefix in children:
+        return [name for name in children if name != model.base_model_prefix]
+    return [
+        name
+        for name, child in children.items()
+        if all(f"{name}.{parameter}" in fresh for parameter, _ in child.named_parameters())
+    ]
+
+
+def in_head(name: str, head: list[str]) -> bool:
+    """Whether a parameter is of a module of the head."""
+    return name.split(".")[0] in head
+
+
+def with_missing(head: list[str], fresh: set[str]) -> list[str]:
+    """The head's modules, and those outside it that the checkpoint misses."""
+    return [*head, *sorted({n.rpartition(".")[0] for n in fresh if not in_head(n, head)})]
+
+
+def label_tensors(build: Callable[[int], nn.Module], classes: int) -> set[str]:
+    """The parameters of a model whose shapes follow from the number of classes.
+
+    Args:
+        build: makes the model for so many.
+        classes: how many there are.
+    """
+    with torch.device("meta"):
+        one, more = (dict(build(count).named_parameters()) for count in (classes, classes + 1))
+    return {name for name in one if name not in more or one[name].shape != more[name].shape}
+
+
+def is_numbered(own: Sequence[str]) -> bool:
+    """Whether these are the names that a configuration without names makes up."""
+    return list(own) == [f"LABEL_{place}" for place in range(len(own))]
+
+
+def _matched(own: Sequence[str], names: Sequence[str]) -> list[int] | None:
+    """Where the class of each output stands among the names; None if the two sets differ."""
+    for alike in (str, _folded):
+        mine, theirs = [alike(name) for name in own], [alike(name) for name in names]
+        if len(set(mine)) == len(mine) and sorted(mine) == sorted(theirs):
+            return [theirs.index(name) for name in mine]
+    return None
+
+
+def _folded(name: str) -> str:
+    return name.strip().casefold()
