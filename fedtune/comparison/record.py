@@ -183,6 +183,7 @@ def _cell(path: Path, cell: Mapping[str, Any], metric: str, target: float | None
         **_only(cell, "seed", "rounds", "directory", "problem"),
         "status": status,
         "rounds_done": len(lines),
+        "left_out": directory.summary.get("left_out", {}),
         "measures": measure(directory, metric, target),
         "looks": looks_of(directory),
         "reported": reported(lines),

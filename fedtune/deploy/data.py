@@ -6,8 +6,9 @@ import logging
 
 from datasets import Dataset
 
-from fedtune.errors import ScenarioError
+from fedtune.errors import ScenarioError, shown
 from fedtune.scenario.task import TaskSection
+from fedtune.tasks.labels import label_names
 from fedtune.tasks.sources import load_splits
 
 LOGGER = logging.getLogger("fedtune.trainer")
@@ -37,12 +38,11 @@ def data_fault(task: TaskSection) -> str | None:
 def _label_fault(task: TaskSection, rows: Dataset) -> str | None:
     if task.labels is None:
         return "task.labels is not given, so that classes have no common order"
-    names = getattr(rows.features[task.label], "names", None)
-    values = [names[v] if names else str(v) for v in rows[task.label]]
+    values = label_names(task, rows)
     if task.label_separator is not None:
         values = [value for value in values if task.label_separator not in value]
     strange = [value for value in values if value not in task.labels]
     if strange:
-        LOGGER.warning("%d labels are not in task.labels, e.g. %r", len(strange), strange[0])
+        LOGGER.warning("%d labels are not in task.labels, e.g. %s", len(strange), shown(strange[0]))
         return "its rows have a label that task.labels does not name"
     return None if values else "its data have no row with one label"

@@ -50,7 +50,7 @@ class Trainer:
 
     def __init__(self, settings: ClientSettings) -> None:
         self.settings = settings
-        self._text = ""
+        self._asked = ("", "")
         self._loaded: Federation | None = None
         self._library = Library()
 
@@ -74,7 +74,7 @@ class Trainer:
         if self._loaded is None:
             return
         LOGGER.info("idle: model and examples are freed")
-        self._text, self._loaded, self._library = "", None, Library()
+        self._asked, self._loaded, self._library = ("", ""), None, Library()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -83,7 +83,7 @@ class Trainer:
         federation_id = str(header.get(FEDERATION, ""))
         if not NAME.fullmatch(federation_id):
             raise Refused(self.settings.client, "the message names no federation")
-        federation = self._federation(str(header.get(SCENARIO, "")))
+        federation = self._federation(federation_id, str(header.get(SCENARIO, "")))
         message = message_from_bytes(body)
         folder = Path(self.settings.store) / federation_id / KEPT
         clients = federation.clients
@@ -95,11 +95,12 @@ class Trainer:
             raise Declined(self.settings.client, answer.error.reason or "")
         return answer
 
-    def _federation(self, text: str) -> Federation:
-        """What a scenario needs, loaded at its first message."""
-        if self._loaded is None or text != self._text:
+    def _federation(self, federation_id: str, text: str) -> Federation:
+        """What a run's scenario needs, loaded at its first message: the data as they are then."""
+        asked = federation_id, text
+        if self._loaded is None or asked != self._asked:
             self._loaded = None
-            self._loaded, self._text = self._load(text), text
+            self._loaded, self._asked = self._load(text), asked
         return self._loaded
 
     def _load(self, text: str) -> Federation:

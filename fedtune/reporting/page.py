@@ -48,6 +48,7 @@ def html(record: Record, pictures: Pictures) -> str:
         record_json=Markup(text),
         state=words.progress(record),
         setting=words.setting(record),
+        left_out=words.left_out(record),
         in_short=words.in_short(record),
         statistics=words.statistics_note(record),
         glossary=words.glossary(record),
@@ -69,6 +70,7 @@ def page_markdown(record: Record) -> str:
     parts = [f"## {record['name']}", _plain(words.setting(record))]
     if state := words.progress(record):
         parts.append(f"*{state}*")
+    parts += [_plain(sentence) for sentence in words.left_out(record)]
     parts += [
         "\n".join(f"- {_plain(s)}" for s in words.in_short(record)),
         markdown(result_table(record)),

@@ -69,6 +69,19 @@ def setting(record: Record) -> Sentence:
     ]
 
 
+def left_out(record: Record) -> list[Sentence]:
+    """What was left out of the data, each thing once, with the runs that say so."""
+    found: dict[tuple[str, int], str] = {}
+    for i, family in enumerate(record["families"]):
+        for j, cell in enumerate(family["cells"]):
+            for what, count in cell["left_out"].items():
+                found.setdefault((what, count), f"families.{i}.cells.{j}.left_out.{what}")
+    return [
+        ["Of the data, ", Entry(f"{count:,}", source), f" {what}."]
+        for (what, count), source in found.items()
+    ]
+
+
 def claim(record: Record) -> str:
     """The claim and its verdict."""
     found = record["claim"]

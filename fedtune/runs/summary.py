@@ -66,6 +66,7 @@ def summarise(
         "failures": sum(line["failures"] for line in lines),
         "rejected": sum(line["rejected"] for line in lines),
         "empty_clients": len(federation.task.clients) - len(federation.task.clients.eligible),
+        "left_out": federation.task.left_out,
         "parameters_trained": layout.width,
         "parameters_sent": sum(spec.size for spec in layout.sent),
         "strategy": federation.strategy.name,

@@ -11,14 +11,15 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from fedtune.adapters.wrap import PretrainedBase
-from fedtune.errors import ScenarioError
+from fedtune.errors import ScenarioError, listed, shown
 from fedtune.scenario.clients import PartitionSection
 from fedtune.tasks.base import Objective, Rows
 from fedtune.tasks.generation import ExactMatch
 from fedtune.tasks.pixels import PixelTable
 from fedtune.tasks.tokens import TokenTable
 
-LENGTH_CLASSES = 10
+LENGTH_CLASSES, NO_ID = 10, ""
+NAMELESS = "examples name no client and are left out"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Examples:
         source: the row of each training example; None: one each, in order.
         notes: lines that the user should see.
         exact_match: how generations are scored, if they are.
+        left_out: what was left out of the data, as the end of a sentence, and how many of them.
+        files: those that the rows know by name only.
     """
 
     base: PretrainedBase
@@ -46,10 +49,14 @@ class Examples:
     source: Rows | None = None
     notes: list[str] = field(default_factory=list)
     exact_match: ExactMatch | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
 
 
 def dealt_by(examples: Examples, section: PartitionSection) -> NDArray[Any]:
     """The value of each training example that a partition deals by, (n,).
+
+    A missing or blank cell, or match, is `NO_ID` where it would name a natural client.
 
     Raises:
         ScenarioError: for a column or pattern that does not fit.
@@ -63,15 +70,36 @@ def dealt_by(examples: Examples, section: PartitionSection) -> NDArray[Any]:
         edges = np.quantile(widths, np.linspace(0, 1, LENGTH_CLASSES + 1)[1:-1])
         return np.searchsorted(edges, widths)
     if section.by not in examples.rows.column_names:
-        found = ", ".join(examples.rows.column_names)
         raise ScenarioError(
-            f"clients.partition.by = {section.by!r}: no such column; allowed: {found}, length"
+            f"clients.partition.by = {section.by!r}: no such column; allowed: "
+            f"{listed(examples.rows.column_names)}, length"
         )
-    values = [str(value) for value in examples.rows[section.by]]
+    values = [_id(value, section) for value in examples.rows[section.by]]
     if section.pattern is not None:
-        values = _matched(values, section.pattern)
+        values = _matched(values, section)
     by = np.asarray(values)
     return by if examples.source is None else by[examples.source]
+
+
+def of_no_client(by: NDArray[Any] | None, section: PartitionSection, left: int) -> dict[str, int]:
+    """How many of the training examples that no client holds are so for which reason.
+
+    Args:
+        by: the value of each that it is dealt by, where clients are natural.
+        section: the scenario's `clients.partition`.
+        left: how many examples no client holds.
+    """
+    natural = section.kind == "natural" and by is not None and by.dtype.kind == "U"
+    nameless = int(np.sum(by == NO_ID)) if natural else 0
+    found = {NAMELESS: nameless, "examples are of no client": left - nameless}
+    return {what: count for what, count in found.items() if count > 0}
+
+
+def _id(value: Any, section: PartitionSection) -> str:
+    """A cell as text; of a natural client, empty where it names none."""
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    absent = value is None or value != value or not text.strip()  # NaN is none, too
+    return NO_ID if section.kind == "natural" and absent else text
 
 
 def _default(examples: Examples, section: PartitionSection) -> NDArray[Any]:
@@ -82,19 +110,22 @@ def _default(examples: Examples, section: PartitionSection) -> NDArray[Any]:
         return np.zeros(len(examples.train), dtype=np.int64)
     raise ScenarioError(
         f"clients.partition.kind = {section.kind!r}: needs clients.partition.by, a column out of: "
-        f"{', '.join(examples.rows.column_names)}, length"
+        f"{listed(examples.rows.column_names)}, length"
     )
 
 
-def _matched(values: list[str], pattern: str) -> list[str]:
-    key = f"clients.partition.pattern = {pattern!r}"
+def _matched(values: list[str], section: PartitionSection) -> list[str]:
+    key = f"clients.partition.pattern = {section.pattern!r}"
     try:
-        compiled = re.compile(pattern)
+        compiled = re.compile(section.pattern or "")
     except re.error as error:
         raise ScenarioError(f"{key}: {error}") from None
     if compiled.groups < 1:
         raise ScenarioError(f"{key}: needs one group, (...)")
-    found = [compiled.search(value) for value in values]
-    if None in found:
-        raise ScenarioError(f"{key}: does not match {values[found.index(None)][:60]!r}")
-    return [match[1] or "" for match in found if match is not None]
+    found = []
+    for value in values:
+        match = compiled.search(value)
+        if match is None and (value or section.kind != "natural"):
+            raise ScenarioError(f"{key}: does not match {shown(value)}")
+        found.append(match[1] or NO_ID if match is not None else NO_ID)
+    return found

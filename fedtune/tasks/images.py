@@ -17,10 +17,12 @@ from fedtune.errors import ScenarioError, first_line
 from fedtune.scenario.task import TaskSection
 from fedtune.tasks.base import Classification
 from fedtune.tasks.bases import load_base, pretrained, quiet
+from fedtune.tasks.cache import named_files
 from fedtune.tasks.examples import Examples
 from fedtune.tasks.labels import encode_labels
+from fedtune.tasks.pictures import ALTERED
 from fedtune.tasks.pixels import pixel_table
-from fedtune.tasks.sources import TEST_SHARE, load_splits
+from fedtune.tasks.sources import OWN_TEST, TEST_SHARE, load_splits
 
 DIGITS, DIGITS_RANGE = "builtin:digits", 16.0
 
@@ -32,14 +34,21 @@ def load_images(task: TaskSection) -> Examples:
         ScenarioError: for data or a base that does not fit.
     """
     splits, notes = load_splits(task, ("image", "label"), {DIGITS: _digits})
-    labels, classes = encode_labels(task, splits)
+    labels, classes = encode_labels(task, splits, drawn=OWN_TEST in notes)
     base = load_base(task, classes)
     channels = int(getattr(base.model.config, "num_channels", 3))
     processor = load_processor(base.source)
-    tables = {n: pixel_table(task, s, labels[n], processor, channels) for n, s in splits.items()}
+    tables = {
+        name: pixel_table(task, split, labels[name], processor, channels, classes)
+        for name, split in splits.items()
+    }
+    for what in ALTERED:
+        if count := sum(table.altered[what] for table in tables.values()):
+            notes.append(f"data: {count} {what}")
+    files = [file for split in splits.values() for file in named_files(split, task.image)]
     return Examples(
         base, Classification(), tables["train"], tables["test"], splits["train"], classes,
-        notes=notes,
+        notes=[*notes, *base.notes], files=files,
     )  # fmt: skip
 
 

@@ -1,16 +1,15 @@
-"""Values of the rows: classes as numbers, and whether they are of the wanted type."""
+"""Classes of the rows: each file's numbers become names by its own list, and meet by name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 import numpy as np
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict
 from numpy.typing import NDArray
 
-from fedtune.errors import ScenarioError
+from fedtune.errors import ScenarioError, cut
 from fedtune.scenario.task import TaskSection
+from fedtune.tasks.bases import names_of_base
+from fedtune.tasks.heads import in_order_of
 
 
 def keep_single_labels(task: TaskSection, split: Dataset) -> Dataset:
@@ -18,62 +17,71 @@ def keep_single_labels(task: TaskSection, split: Dataset) -> Dataset:
     separator = task.label_separator
     if separator is None:
         return split
-    values = split[task.label]
-    kept = [i for i, value in enumerate(values) if separator not in str(value)]
+    values = label_names(task, split)
+    kept = [i for i, value in enumerate(values) if separator not in value]
     if not kept:
         raise ScenarioError(f"task.label_separator = {separator!r}: every row has several labels")
     return split.select(kept)
 
 
+def label_names(task: TaskSection, rows: Dataset) -> list[str]:
+    """The name of each row's class, by the rows' own list of classes where they carry one."""
+    own = own_names(task, rows)
+    return [own[value] if own else str(value) for value in rows[task.label]]
+
+
+def own_names(task: TaskSection, rows: Dataset) -> list[str] | None:
+    """The list of classes that rows carry with them."""
+    feature = rows.features[task.label]
+    return list(feature.names) if isinstance(feature, ClassLabel) else None
+
+
 def encode_labels(
-    task: TaskSection, splits: DatasetDict
+    task: TaskSection, splits: DatasetDict, drawn: bool = False
 ) -> tuple[dict[str, NDArray[np.int64]], list[str]]:
     """Classes of the rows of both splits as numbers, and their names.
 
-    The order is that of `task.labels`, else of the data set's own ClassLabel, else of (length,
-    name).
+    The order is that of the base's own head where it is for classes of these names; else that of
+    `task.labels`, else of the training rows' own list, else of (length, name).
+
+    Args:
+        task: names the column.
+        splits: whose labels were checked when they were read.
+        drawn: whether the test rows were drawn from the training rows here.
 
     Raises:
-        ScenarioError: for a label that is no text or number, or is not in training.
+        ScenarioError: for a label that is not in training, or not in `task.labels`.
     """
-    feature = splits["train"].features[task.label]
-    own = getattr(feature, "names", None)
-    columns = {name: list(split[task.label]) for name, split in splits.items()}
-    for values in columns.values():
-        check_values(task, task.label, values, int | str)
-    if task.labels is not None and own is not None:
-        columns = {name: [own[value] for value in values] for name, values in columns.items()}
-        own = None
-    found = sorted({str(v) for v in columns["train"]}, key=lambda n: (len(n), n))
-    names = list(task.labels or own or found)
+    columns = {name: label_names(task, split) for name, split in splits.items()}
+    found = sorted(set(columns["train"]), key=lambda name: (len(name), name))
+    names = list(task.labels or own_names(task, splits["train"]) or found)
+    names = in_order_of(names_of_base(task), names)
     index = {name: i for i, name in enumerate(names)}
-    encoded = {}
     for name, values in columns.items():
-        if own:
-            encoded[name] = _in_range(np.asarray(values, dtype=np.int64), task, len(names))
-            continue
-        if unknown := {str(v) for v in values} - index.keys():
-            where = "training" if task.labels is None else "task.labels"
-            raise ScenarioError(f"task.label = {task.label!r}: {min(unknown)} is not in {where}")
-        encoded[name] = np.asarray([index[str(v)] for v in values], dtype=np.int64)
+        if unknown := set(values) - index.keys():
+            raise _unknown(task, splits, name, cut(min(unknown)), drawn)
+    encoded = {
+        name: np.asarray([index[value] for value in values], dtype=np.int64)
+        for name, values in columns.items()
+    }
     return encoded, names
 
 
-def check_values(
-    task: TaskSection, column: str, values: Iterable[Any], allowed: Any, first: int = 0
-) -> None:
-    """Raise `ScenarioError` at the first value of another type; rows count from `first`."""
-    for row, value in enumerate(values, first):
-        if not isinstance(value, allowed):
-            raise ScenarioError(
-                f"task.data = {task.data!r}: column {column!r} holds {value!r} in row {row}"
-            )
-
-
-def _in_range(labels: NDArray[np.int64], task: TaskSection, classes: int) -> NDArray[np.int64]:
-    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
-        raise ScenarioError(
-            f"task.label = {task.label!r}: holds {labels.min()} to {labels.max()} for "
-            f"{classes} classes"
+def _unknown(
+    task: TaskSection, splits: DatasetDict, split: str, name: str, drawn: bool
+) -> ScenarioError:
+    """What is wrong with a class that is in the rows of a split and not in the list."""
+    if task.labels is not None:
+        reason = f"{name} is not in task.labels"
+    elif split == "train":
+        reason = f"{name} is not in the training rows' own list of classes"
+    elif drawn:
+        reason = (
+            f"{name} is not in training: all its rows were drawn for testing; name the classes in "
+            "task.labels, or give a test split"
         )
-    return labels
+    elif len({own_names(task, rows) is None for rows in splits.values()}) > 1:
+        reason = f"{name} is not in training; only one of training and test names its numbers"
+    else:
+        reason = f"{name} is not in training; name it in task.labels if it is a class nevertheless"
+    return ScenarioError(f"task.label = {task.label!r}: {reason}")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from fedtune.errors import ScenarioError
+from fedtune.errors import ScenarioError, listed
 from fedtune.scenario.task import TaskSection
 from fedtune.tasks.base import Inputs, at_least_float32
 from fedtune.tasks.bases import load_base, load_tokenizer
@@ -27,6 +27,8 @@ from fedtune.tasks.sources import load_splits
 from fedtune.tasks.text import as_text
 from fedtune.tasks.tokens import IGNORED, OFFSETS, Columns, TokenTable, tokenise
 from fedtune.tasks.words import SUMS, sums
+
+TOO_LONG = "rows without a token to learn within max_length"
 
 
 class CausalLM:
@@ -96,9 +98,9 @@ def load_language(task: TaskSection) -> Examples:
     for name, split in splits.items():
         for column in prompts.columns if prompts else ():
             if column not in split.column_names:
-                found = ", ".join(split.column_names)
                 raise ScenarioError(
-                    f"task.template: no column {column!r} in {name}; it has: {found}"
+                    f"task.template: no column {column!r} in {name}; it has: "
+                    f"{listed(split.column_names)}"
                 )
     base = load_base(task, [])
     tokenizer = load_tokenizer(task.base)
@@ -128,11 +130,11 @@ def load_language(task: TaskSection) -> Examples:
             )
     source = np.asarray(encoded["train"]["row"])
     lost = sum(len(split) - len(set(encoded[n]["row"].tolist())) for n, split in splits.items())
-    if lost:
-        notes.append(f"data: {lost} rows without a token to learn within max_length")
+    left_out = {TOO_LONG: lost} if lost else {}
+    notes += [f"data: {count} {what}" for what, count in left_out.items()]
     return Examples(
         base, CausalLM(), tables["train"], tables["test"], splits["train"], [], source, notes,
-        matcher,
+        matcher, left_out,
     )  # fmt: skip
 
 

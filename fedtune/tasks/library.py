@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 from fedtune.adapters.config import modules_saved
 from fedtune.adapters.wrap import inside
 from fedtune.tasks.examples import Examples
+from fedtune.tasks.stamps import Stamp, stamps
 
-Key = tuple[str, str, str, tuple[str, ...]]
+Key = tuple[Hashable, str, str, tuple[str, ...]]
 
 
 class Closable(Protocol):
@@ -41,6 +42,7 @@ class Library:
         self.threads: int | None = None
         self._key: Key | None = None
         self._held: Examples | None = None
+        self._files: list[Stamp] = []
         self._kept: tuple[Hashable, Any] | None = None
 
     def keep(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
@@ -58,7 +60,7 @@ class Library:
 
     def borrow(
         self,
-        what: str,
+        what: Hashable,
         load: Callable[[], Examples],
         device: torch.device,
         dtype: torch.dtype,
@@ -67,16 +69,19 @@ class Library:
         """Examples on their device, with a base that may be wrapped.
 
         Args:
-            what: says all that `load` depends on.
+            what: says all that `load` depends on, contents of files included; but for those that
+                the examples name, which are looked at here.
             load: reads examples and base.
             device: of the base and the examples.
             dtype: of the frozen base and of floating inputs.
             whole: names of modules beside the head that are trained whole.
         """
         key = (what, str(device), str(dtype), tuple(whole))
-        if key != self._key or self._held is None:
+        if key != self._key or self._held is None or stamps(self._held.files) != self._files:
             self._key, self._held = None, None
-            self._held = _placed(load(), device, dtype, whole)
+            loaded = load()
+            self._files = stamps(loaded.files)
+            self._held = _placed(loaded, device, dtype, whole)
             self._key = key
         held = self._held
         own = _trained_whole(held.base.model, [*held.base.head, *whole])

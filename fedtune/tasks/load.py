@@ -15,15 +15,17 @@ from fedtune.randomness import generator
 from fedtune.scenario.schema import Scenario
 from fedtune.scenario.task import CLIENTS, SQUARES, TaskSection
 from fedtune.tasks.base import Classification, Data, Objective, Rows, Table
-from fedtune.tasks.bases import load_base
+from fedtune.tasks.bases import load_base, names_of_base
 from fedtune.tasks.clients import AbsentRows, ClientRows, DealtRows, EvenRows, held_of_all
-from fedtune.tasks.examples import Examples, dealt_by
+from fedtune.tasks.examples import Examples, dealt_by, of_no_client
 from fedtune.tasks.generation import ExactMatch
+from fedtune.tasks.heads import in_order_of
 from fedtune.tasks.images import load_images
 from fedtune.tasks.language import CausalLM, load_language
 from fedtune.tasks.library import Library
 from fedtune.tasks.partition import check_keys, partition
 from fedtune.tasks.shapes import load_shapes
+from fedtune.tasks.sources import contents
 from fedtune.tasks.squares import SquaredError, least_squares, linear_base
 from fedtune.tasks.synthetic import CLASSES, SyntheticImages
 from fedtune.tasks.text import load_text
@@ -47,6 +49,7 @@ class Task:
         exact_match: how generations are scored, if they are.
         server_rows: rows of `train` that the server holds.
         notes: lines that the user should see.
+        left_out: what was left out of the data, as the end of a sentence, and how many of them.
     """
 
     base: PretrainedBase
@@ -59,6 +62,7 @@ class Task:
     exact_match: ExactMatch | None = None
     server_rows: Rows = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     notes: list[str] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 LOADERS: dict[str, Callable[[TaskSection], Examples]] = {
@@ -103,7 +107,7 @@ def load_task(
     if task.data == CLIENTS and task.test is None:
         return _shapes_alone(scenario)
     examples = (library or Library()).borrow(
-        task.model_dump_json(exclude={"validation", "head"}),
+        (task.model_dump_json(exclude={"validation", "head"}), contents(task)),
         lambda: LOADERS[task.kind](task),
         device,
         dtype,
@@ -111,18 +115,16 @@ def load_task(
     )
     if task.data == CLIENTS:
         return _without_clients_data(examples, scenario.clients.count)
-    section = scenario.clients.partition
+    section, total, by = scenario.clients.partition, len(examples.train), None
     if callable(parts):
-        parts = parts(len(examples.train))
-    if parts is None:
+        parts = parts(total)
+    if parts is None or section.kind == "natural":
         by = dealt_by(examples, section)
+    if parts is None:
+        assert by is not None
         parts = partition(by, section, scenario.clients.count, scenario.run.seed)
+    left = of_no_client(by, section, total - sum(map(len, parts)))
     own = _server_rows(parts, task.server_examples, scenario.run.seed)
-    held = sum(map(len, parts))
-    notes = list(examples.notes)
-    if held < len(examples.train):
-        left = len(examples.train) - held
-        notes.append(f"data: {left} of {len(examples.train)} examples are of no client")
     loaded = Task(
         base=examples.base,
         objective=examples.objective,
@@ -133,7 +135,8 @@ def load_task(
         classes=examples.classes,
         exact_match=examples.exact_match,
         server_rows=own,
-        notes=notes,
+        notes=[*examples.notes, *(f"data: {n} of {total} {what}" for what, n in left.items())],
+        left_out={**examples.left_out, **left},
     )
     clients_own = [np.setdiff1d(part, own, assume_unique=True) for part in parts]
     return (
@@ -143,17 +146,21 @@ def load_task(
 
 def _shapes_alone(scenario: Scenario) -> Task:
     """What a server knows that has neither examples nor the base's weights."""
-    task, classes = scenario.task, scenario.task.labels or []
-    nothing = Table({}, torch.empty(0, dtype=torch.long))
+    task = scenario.task
+    classes = in_order_of(names_of_base(task), task.labels or [])
+    base, nothing = load_shapes(task, classes), Table({}, torch.empty(0, dtype=torch.long))
     return Task(
-        base=load_shapes(task, classes),
+        base=base,
         objective=CausalLM() if task.kind == "causal-lm" else Classification(),
         train=nothing,
         test=nothing,
         test_rows=np.empty(0, dtype=np.int64),
         clients=AbsentRows(scenario.clients.count),
         classes=classes,
-        notes=["data: each client brings its own; without task.test nothing is evaluated here"],
+        notes=[
+            "data: each client brings its own; without task.test nothing is evaluated here",
+            *base.notes,
+        ],
     )
 
 
@@ -167,7 +174,11 @@ def _without_clients_data(examples: Examples, count: int) -> Task:
         clients=AbsentRows(count),
         classes=examples.classes,
         exact_match=examples.exact_match,
-        notes=["data: each client brings its own; the server evaluates on task.test"],
+        notes=[
+            "data: each client brings its own; the server evaluates on task.test",
+            *examples.notes,
+        ],
+        left_out=examples.left_out,
     )
 
 

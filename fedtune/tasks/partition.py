@@ -15,6 +15,7 @@ from fedtune.errors import ScenarioError
 from fedtune.randomness import generator
 from fedtune.scenario.clients import PartitionSection
 from fedtune.tasks.base import Rows
+from fedtune.tasks.examples import NO_ID
 
 CLASSES = {
     "iid": flwr_partitioners.IidPartitioner,
@@ -93,17 +94,18 @@ def partition(
 
 
 def _natural(by: NDArray[Any], section: PartitionSection, count: int) -> list[Rows]:
-    """Each value is a client; of more values than clients, those with the most rows.
+    """Each value but `NO_ID` is a client; of more than clients, those with the most rows.
 
     flwr-datasets' NaturalIdPartitioner filters the data once a client: minutes for 500 writers.
     """
-    _, place, sizes = np.unique(by, return_inverse=True, return_counts=True)
+    known = np.arange(len(by)) if by.dtype.kind != "U" else np.flatnonzero(by != NO_ID)
+    _, place, sizes = np.unique(by[known], return_inverse=True, return_counts=True)
     if count > len(sizes):
         raise ScenarioError(
             f"clients.count = {count}: {section.by!r} has {len(sizes)} different values"
         )
     chosen = np.sort(np.argsort(-sizes, kind="stable")[:count])
-    order = np.argsort(place, kind="stable")
+    order = known[np.argsort(place, kind="stable")]
     rows = np.split(order, np.cumsum(sizes)[:-1])
     return [np.sort(rows[client]) for client in chosen]
 

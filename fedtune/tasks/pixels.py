@@ -7,8 +7,8 @@ batch; else the values are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,22 @@ import PIL
 import torch
 import transformers
 from datasets import Dataset
+from datasets import Image as ImageFeature
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from fedtune.console import counting
-from fedtune.errors import ScenarioError
+from fedtune.errors import LONGEST, ScenarioError, cut
 from fedtune.scenario.task import TaskSection
 from fedtune.tasks.base import Batch, Rows
 from fedtune.tasks.cache import identity, made_once, mapped
-from fedtune.tasks.labels import check_values
+from fedtune.tasks.pictures import ALTERED, Unreadable, picture_of
+from fedtune.tasks.sources import own_row
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 CHUNK = 64
 LEVELS, ROUNDING = 255, 1e-6
-PIXELS, AFFINE = "pixels", "affine"
+PIXELS, AFFINE, COUNTS = "pixels", "affine", "altered"
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,14 @@ class PixelTable:
         targets: (rows,) classes.
         affine: scale and shift of each channel, (2, channels, 1, 1).
         dtype: of the values.
+        altered: how many pictures had to be altered to be of eight bits, by how.
     """
 
     pixels: Tensor
     targets: Tensor
     affine: Tensor
     dtype: torch.dtype = torch.float32
+    altered: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -76,7 +79,8 @@ class PixelTable:
         """On a device, with values in the compute precision."""
         wide = torch.promote_types(dtype, torch.float32)
         affine = self.affine.to(device, wide)
-        return PixelTable(self.pixels.to(device), self.targets.to(device), affine, dtype)
+        pixels, targets = self.pixels.to(device), self.targets.to(device)
+        return PixelTable(pixels, targets, affine, dtype, self.altered)
 
     def gather(self, rows: Tensor) -> Batch:
         """The examples of the rows."""
@@ -87,7 +91,12 @@ class PixelTable:
 
 
 def pixel_table(
-    task: TaskSection, rows: Dataset, labels: Any, processor: Any, channels: int
+    task: TaskSection,
+    rows: Dataset,
+    labels: Any,
+    processor: Any,
+    channels: int,
+    classes: Sequence[str] = (),
 ) -> PixelTable:
     """The images of a split, processed once for equal rows and processor.
 
@@ -97,6 +106,7 @@ def pixel_table(
         labels: one an image.
         processor: of the base.
         channels: 1 or 3, of the model.
+        classes: their names, for a message.
 
     Raises:
         ScenarioError: for a value that is no image, or a processor that makes several sizes or
@@ -113,12 +123,20 @@ def pixel_table(
                 f"task.base = {task.base!r}: its image processor is for {affine.shape[1]} "
                 f"channels, the model takes {channels}"
             )
-        if not _write(made, _values(task, rows, processor, channels), len(rows), affine):
-            _write(made, _values(task, rows, processor, channels), len(rows), None)
+        images = _Images(task, rows, channels, lambda row: _class_of(labels[row], classes))
+        if not _write(made, _values(task, images, processor), len(rows), affine):
+            _write(made, _values(task, images, processor), len(rows), None)
+        np.save(made / f"{COUNTS}.npy", [len(images.altered[what]) for what in ALTERED])
 
     found = made_once("pixels", key, make)
     affine = torch.from_numpy(found[AFFINE].copy())
-    return PixelTable(mapped(found[PIXELS]), torch.as_tensor(np.asarray(labels)), affine)
+    altered = dict(zip(ALTERED, found[COUNTS].tolist(), strict=True))
+    targets = torch.as_tensor(np.asarray(labels))
+    return PixelTable(mapped(found[PIXELS]), targets, affine, altered=altered)
+
+
+def _class_of(label: Any, classes: Sequence[str]) -> str:
+    return cut(classes[int(label)]) if classes else str(label)
 
 
 def affine_of(processor: Any, channels: int) -> Tensor:
@@ -136,14 +154,53 @@ def affine_of(processor: Any, channels: int) -> Tensor:
     return (affine.expand(2, channels) if affine.shape[1] == 1 else affine)[:, :, None, None]
 
 
-def _values(task: TaskSection, rows: Dataset, processor: Any, channels: int) -> Iterable[Tensor]:
+class _Images:
+    """The images of a split in eight bits, a chunk at a time.
+
+    Attributes:
+        altered: the rows of those that had to be altered, by how.
+    """
+
+    def __init__(
+        self, task: TaskSection, rows: Dataset, channels: int, class_of: Callable[[int], str]
+    ) -> None:
+        self.task, self.rows, self.class_of = task, rows, class_of
+        self.mode = "L" if channels == 1 else "RGB"
+        self.feature = rows.features[task.image]
+        self.cells = rows.select_columns([task.image]).cast_column(
+            task.image, ImageFeature(decode=False)
+        )
+        self.altered: dict[str, set[int]] = {what: set() for what in ALTERED}
+
+    def chunks(self) -> Iterator[tuple[int, list[NDArray[np.uint8]]]]:
+        """The number of the first row, and (height, width, channels) of each image."""
+        for start in range(0, len(self.cells), CHUNK):
+            cells = self.cells[start : start + CHUNK][self.task.image]
+            yield start, [self._one(start + place, cell) for place, cell in enumerate(cells)]
+
+    def _one(self, row: int, cell: Any) -> NDArray[np.uint8]:
+        try:
+            image, done = picture_of(cell, self.feature, self.mode)
+        except Unreadable as error:
+            raise ScenarioError(
+                f"task.data = {self.task.data!r}: column {self.task.image!r} {error} in row "
+                f"{own_row(self.rows, row)}{_named(cell)}, of class {self.class_of(row)}"
+            ) from None
+        for what in done:
+            self.altered[what].add(row)
+        return np.atleast_3d(np.asarray(image))
+
+
+def _named(cell: Any) -> str:
+    """The end of the file name of a cell, if it has one."""
+    path = str((cell or {}).get("path") or "")
+    return f" ({path if len(path) <= LONGEST else '...' + path[3 - LONGEST :]})" if path else ""
+
+
+def _values(task: TaskSection, images: _Images, processor: Any) -> Iterator[Tensor]:
     """What the processor makes of the images, a chunk at a time."""
-    mode, column = "L" if channels == 1 else "RGB", task.image
-    only, shape = rows.select_columns([column]), None
-    for start in range(0, len(only), CHUNK):
-        images = only[start : start + CHUNK][column]
-        check_values(task, column, images, Image.Image, start)
-        arrays = [np.atleast_3d(np.asarray(image.convert(mode))) for image in images]
+    shape = None
+    for start, arrays in images.chunks():
         made = processor(arrays, return_tensors="pt", input_data_format="channels_last")
         values = made["pixel_values"].float()
         shape = shape or values.shape[1:]

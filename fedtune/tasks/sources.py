@@ -2,44 +2,42 @@
 
 from __future__ import annotations
 
-import re
+import math
+import zlib
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from datasets import (
-    Dataset,
-    DatasetDict,
-    Features,
-    Value,
-    load_dataset,
-    load_from_disk,
-)
+from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetsError
+from numpy.typing import NDArray
 
-from fedtune.errors import ScenarioError, first_line
+from fedtune.errors import ScenarioError, first_line, listed
 from fedtune.scenario.task import CLIENTS, TaskSection
+from fedtune.tasks.bases import base_folder
+from fedtune.tasks.cells import checked, used_columns
+from fedtune.tasks.files import Source, form_of, read_file
+from fedtune.tasks.folders import Sources, is_one, is_saved, read_folder, saved_splits, sources_of
+from fedtune.tasks.stamps import folder_stamps, stamps
 from fedtune.tasks.unused import check_used
 
 TEST_SHARE = 0.2
-FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".csv": ("csv", {"keep_default_na": False}),
-    ".tsv": ("csv", {"keep_default_na": False, "delimiter": "\t", "quoting": 3}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".parquet": ("parquet", {}),
-    ".txt": ("text", {}),
-}
-READ_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, DatasetsError)
-SAVED = ("dataset_dict.json", "state.json")
+OWN_TEST = f"data: no test split, so {TEST_SHARE:.0%} of the rows are kept for testing"
+READ_ERRORS = (
+    OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, RuntimeError, DatasetsError,
+)  # fmt: skip
+MOST_SAID = 200
+Builtin = Mapping[str, Callable[[], DatasetDict]]
 
 
 def load_splits(
-    task: TaskSection, needed: Iterable[str], builtin: Mapping[str, Callable[[], DatasetDict]]
+    task: TaskSection, needed: Iterable[str], builtin: Builtin
 ) -> tuple[DatasetDict, list[str]]:
     """The rows of a task as splits `train` and `test`, and lines that the user should see.
+
+    A row of a split knows its number in its file: `own_row`.
 
     Args:
         task: the scenario's `[task]`.
@@ -47,7 +45,8 @@ def load_splits(
         builtin: the built-in data of this kind of task, by name.
 
     Raises:
-        ScenarioError: for data that cannot be read, is empty or misses a column.
+        ScenarioError: for data that cannot be read, is empty, misses a column, or has a cell that
+            is not what the task takes it for.
     """
     check_used(task)
     notes: list[str] = []
@@ -55,7 +54,7 @@ def load_splits(
         splits = _both(task, _read(task, builtin), notes)
     except READ_ERRORS as error:
         cause = error.__cause__ if isinstance(error, DatasetsError) else None
-        reason = first_line(cause or error)
+        reason = first_line(cause or error)[:MOST_SAID]
         raise ScenarioError(f"task.data = {task.data!r}: cannot be read ({reason})") from None
     for name, key in (("train", "train_examples"), ("test", "test_examples")):
         for column in needed:
@@ -66,104 +65,58 @@ def load_splits(
     return splits, notes
 
 
-def _read(task: TaskSection, builtin: Mapping[str, Callable[[], DatasetDict]]) -> DatasetDict:
+def contents(task: TaskSection) -> tuple[Any, ...]:
+    """What tells the contents of a task's local data and base from others of the same names."""
+    paths = [Path(named).expanduser() for named in (task.data, task.test) if named is not None]
+    with suppress(ScenarioError):
+        paths.append(base_folder(task.base))
+    return tuple(tuple(folder_stamps(path) if path.is_dir() else stamps([path])) for path in paths)
+
+
+def _read(task: TaskSection, builtin: Builtin) -> Sources:
     if task.data == CLIENTS:
         assert task.test is not None
         rows = _one(task, task.test, builtin)
-        return DatasetDict({task.train_split: rows, task.test_split: rows})
+        return {task.train_split: rows, task.test_split: rows}
     if task.data in builtin:
-        return builtin[task.data]()
+        return sources_of(builtin[task.data]())
     path = Path(task.data).expanduser()
     if task.data.startswith("builtin:"):
         raise ScenarioError(
             f"task.data = {task.data!r}: no such builtin data for {task.kind}; allowed: "
             f"{', '.join(builtin)}, a file, a folder, or a hub name"
         )
-    written_as_path = task.data.startswith((".", "/", "~")) or path.suffix in FORMATS
+    written_as_path = task.data.startswith((".", "/", "~")) or form_of(path) is not None
     if written_as_path and not path.exists():
         raise ScenarioError(f"task.data = {task.data!r}: no such file or folder")
+    used = used_columns(task)
     if task.test == task.data:
         rows = _one(task, task.data, {})
-        return DatasetDict({"train": rows, "test": rows})
+        return {"train": rows, "test": rows}
     if path.is_file():
         files = {"train": path}
         if task.test is not None:
             files["test"] = Path(task.test).expanduser()
-        return DatasetDict({name: _file(task, file) for name, file in files.items()})
+        return {name: read_file(task, file, used) for name, file in files.items()}
     if task.test is not None:
         raise ScenarioError(f"task.test = {task.test!r}: task.data is no file; use task.test_split")
     if path.is_dir():
-        return _folder(task, path)
+        return read_folder(task, path, used)
     found = load_dataset(task.data, task.subset)
-    return DatasetDict({"train": found}) if isinstance(found, Dataset) else found
+    return sources_of({"train": found} if isinstance(found, Dataset) else found)
 
 
-def _one(
-    task: TaskSection, source: str, builtin: Mapping[str, Callable[[], DatasetDict]]
-) -> Dataset:
+def _one(task: TaskSection, source: str, builtin: Builtin) -> Source:
     """The test rows of a file, a folder or built-in data."""
     if source in builtin:
-        return builtin[source]()["test"]
+        return sources_of(builtin[source]())["test"]
     path = Path(source).expanduser()
-    if any((path / name).exists() for name in SAVED):
-        found = load_from_disk(str(path))
-        return found[task.test_split] if isinstance(found, DatasetDict) else found
-    return _file(task, path)
+    if is_saved(path):
+        return saved_splits(path)["train" if is_one(path) else task.test_split]
+    return read_file(task, path, used_columns(task))
 
 
-def _folder(task: TaskSection, path: Path) -> DatasetDict:
-    if any((path / name).exists() for name in SAVED):
-        found = load_from_disk(str(path))
-        return DatasetDict({"train": found}) if isinstance(found, Dataset) else found
-    files = {file.stem: file for file in sorted(path.iterdir()) if file.suffix in FORMATS}
-    if task.train_split in files:
-        wanted = [name for name in (task.train_split, task.test_split) if name in files]
-        if task.test_split not in files and task.test_split != "test":
-            raise ScenarioError(
-                f"task.test_split = {task.test_split!r}: {task.data} has: {', '.join(files)}"
-            )
-        return DatasetDict({name: _file(task, files[name]) for name in wanted})
-    found = load_dataset(str(path))
-    return DatasetDict({"train": found}) if isinstance(found, Dataset) else found
-
-
-def _file(task: TaskSection, path: Path) -> Dataset:
-    if not path.is_file() or path.suffix not in FORMATS:
-        raise ScenarioError(
-            f"task.data: {str(path)!r} is no file that can be read; allowed: {', '.join(FORMATS)}"
-        )
-    builder, options = FORMATS[path.suffix]
-    options = dict(options)
-    if builder == "csv":
-        reading = {key: value for key, value in options.items() if key != "keep_default_na"}
-        names = task.columns or list(pd.read_csv(path, nrows=0, **reading).columns)
-        options["features"] = Features({name: Value("string") for name in names})
-        options["column_names"] = task.columns
-    if builder == "text" and task.pattern is not None:
-        options["sample_by"] = "document"
-    rows: Dataset = load_dataset(builder, data_files=str(path), split="train", **options)
-    return rows if builder != "text" else _rows_of_text(task, rows)
-
-
-def _rows_of_text(task: TaskSection, lines: Dataset) -> Dataset:
-    """The rows of a txt file: its matches of `task.pattern`, else its lines that are not blank."""
-    if task.pattern is None:
-        return lines.filter(lambda line: bool(line["text"].strip()))
-    try:
-        pattern = re.compile(task.pattern)
-    except re.error as error:
-        raise ScenarioError(f"task.pattern = {task.pattern!r}: {error}") from None
-    if not pattern.groupindex:
-        raise ScenarioError(f"task.pattern = {task.pattern!r}: needs named groups, (?P<text>...)")
-
-    def matches(batch: dict[str, list[str]]) -> dict[str, list[str]]:
-        found = [match for text in batch["text"] for match in pattern.finditer(text)]
-        return {name: [match[name] or "" for match in found] for name in pattern.groupindex}
-
-    return lines.map(matches, batched=True, remove_columns=["text"])
-
-
-def _both(task: TaskSection, found: DatasetDict, notes: list[str]) -> DatasetDict:
+def _both(task: TaskSection, found: Sources, notes: list[str]) -> DatasetDict:
     single = set(found) <= {"train", "test"} and Path(task.data).expanduser().is_file()
     names = {
         "train": "train" if single else task.train_split,
@@ -174,22 +127,36 @@ def _both(task: TaskSection, found: DatasetDict, notes: list[str]) -> DatasetDic
             raise ScenarioError(
                 f"task.{key}_split = {name!r}: {task.data} has: {', '.join(sorted(found))}"
             )
-    train = found[names["train"]]
+    train = checked(task, found[names["train"]])
     if names["test"] in found:
-        return DatasetDict({"train": train, "test": found[names["test"]]})
+        return DatasetDict({"train": train, "test": checked(task, found[names["test"]])})
     if len(train) < 2:
         raise ScenarioError(f"task.data = {task.data!r}: too few rows to keep some for testing")
-    notes.append(f"data: no test split, so {TEST_SHARE:.0%} of the rows are kept for testing")
-    return train.train_test_split(test_size=TEST_SHARE, seed=0)
+    notes.append(OWN_TEST)
+    order = np.random.default_rng(0).permutation(len(train))
+    tests = math.ceil(TEST_SHARE * len(train))
+    return DatasetDict(
+        {"train": chosen(train, order[tests:]), "test": chosen(train, order[:tests])}
+    )
 
 
 def _some(split: Dataset, count: int | None) -> Dataset:
     if count is None or count >= len(split):
         return split
-    return split.select(np.sort(np.random.default_rng(0).permutation(len(split))[:count]))
+    return chosen(split, np.sort(np.random.default_rng(0).permutation(len(split))[:count]))
+
+
+def chosen(rows: Dataset, numbers: NDArray[np.int64]) -> Dataset:
+    """Some of the rows, which know what their numbers were (`select` forgets those of a run)."""
+    return rows._select_with_indices_mapping(numbers)
+
+
+def own_row(rows: Dataset, row: int) -> int:
+    """The number, in the file or data set, of a row of a split."""
+    return row if rows._indices is None else int(rows._indices.column(0)[row].as_py())
 
 
 def _check_column(key: str, column: str | None, split: Dataset, name: str) -> None:
     if column is not None and column not in split.column_names:
-        found = ", ".join(split.column_names)
+        found = listed(split.column_names)
         raise ScenarioError(f"task.{key} = {column!r}: no such column in {name}; it has: {found}")

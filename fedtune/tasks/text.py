@@ -13,11 +13,12 @@ from fedtune.tasks.bases import load_base, load_tokenizer
 from fedtune.tasks.examples import Examples
 from fedtune.tasks.labels import encode_labels, keep_single_labels
 from fedtune.tasks.lengths import fitting, longest
-from fedtune.tasks.sources import load_splits
+from fedtune.tasks.sources import OWN_TEST, load_splits
 from fedtune.tasks.tokens import Columns, TokenTable, tokenise
 from fedtune.tasks.words import INTENTS, intents
 
 CODE = "fedtune-class"
+SEVERAL = "rows with several labels are left out"
 
 
 def load_text(task: TaskSection) -> Examples:
@@ -29,7 +30,7 @@ def load_text(task: TaskSection) -> Examples:
     needed = ("text", "text_pair", "label")
     splits, notes = load_splits(task, needed, {INTENTS: intents})
     single = DatasetDict({name: keep_single_labels(task, split) for name, split in splits.items()})
-    labels, classes = encode_labels(task, single)
+    labels, classes = encode_labels(task, single, drawn=OWN_TEST in notes)
     base = load_base(task, classes)
     tokenizer = load_tokenizer(task.base)
     length = longest(task, base.model, tokenizer)
@@ -46,11 +47,12 @@ def load_text(task: TaskSection) -> Examples:
     if (most := fitting(task, base.model, widest)) < widest:
         tables = encoded(most)
         notes.append(f"data: rows are cut to {most} tokens, the most that {task.base} takes")
-    if dropped := sum(len(splits[n]) - len(single[n]) for n in splits):
-        notes.append(f"data: {dropped} rows with several labels are left out")
+    dropped = sum(len(splits[n]) - len(single[n]) for n in splits)
+    left_out = {SEVERAL: dropped} if dropped else {}
+    notes += [f"data: {count} {what}" for what, count in left_out.items()]
     return Examples(
         base, Classification(), tables["train"], tables["test"], single["train"], classes,
-        notes=notes,
+        notes=[*notes, *base.notes], left_out=left_out,
     )  # fmt: skip
 
 
@@ -76,7 +78,7 @@ def _encode(
 
 
 def as_text(value: Any) -> str:
-    """A cell as text; an absent one is empty."""
+    """A cell, of text or a whole number, as text; an absent one is empty."""
     return "" if value is None else str(value)
 
 

@@ -22,9 +22,10 @@ from transformers import PreTrainedTokenizerBase
 from fedtune.console import counting
 from fedtune.tasks.base import Batch, Rows
 from fedtune.tasks.cache import Arrays, identity, made_once, mapped
+from fedtune.tasks.stamps import stamps
 
 IGNORED = -100
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 TOKEN_COLUMNS = ("input_ids", "token_type_ids")
 OFFSETS = "offsets"
 Columns = dict[str, list[Any]]
@@ -131,6 +132,7 @@ def tokenise(
 def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, ...]:
     """Everything about a tokenizer that decides its tokens, for a hash."""
     inner = getattr(tokenizer, "backend_tokenizer", None)
+    files = [Path(tokenizer.name_or_path, name) for name in tokenizer.vocab_files_names.values()]
     given = {
         key: repr(value)
         for key, value in tokenizer.init_kwargs.items()
@@ -139,6 +141,7 @@ def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, ...]:
     return (
         type(tokenizer).__name__,
         _rules(inner.to_str()) if inner is not None else sorted(tokenizer.get_vocab().items()),
+        stamps(files) if inner is None else [],
         tokenizer.special_tokens_map,
         tokenizer.truncation_side,
         sorted(given.items()),

@@ -6,7 +6,9 @@ import json
 import sys
 from typing import get_args
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from fedtune import RunDirectory, __version__
 from fedtune.cli.app import main
@@ -168,3 +170,28 @@ def test_a_failed_run_is_exit_code_1_and_can_be_resumed(command, tmp_path, monke
     assert "Traceback" not in err
     assert len(RunDirectory(out).metrics) == 1
     assert command("run", "--resume", out)[0] == 0
+
+
+@pytest.mark.parametrize("kind", ["truncated", "trailing"])
+def test_data_that_cannot_be_read_are_a_line_and_no_run(command, tmp_path, kind):
+    data = tmp_path / "x.csv"
+    if kind == "truncated":
+        noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "a.png")
+        (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:900])
+        data.write_text("image,label\na.png,x\nb.png,y\n")
+        more, where = [], ("row 1 ", "b.png", "of class y")
+    else:
+        data.write_text("text,label\na card,card\nthe card is lost,card,\n")
+        more = ["--set", "task.kind='text-classification'", "--set",
+                "task.base='builtin:bert-words'"]  # fmt: skip
+        where = ("x.csv, line 3: 3 fields",)
+    out = tmp_path / "run"
+    code, told, error = command("run", "quickstart", *more, "--set", f"task.data={str(data)!r}",
+                                "--set", f"task.test={str(data)!r}", "--out", out)  # fmt: skip
+    assert code == 2
+    assert not told
+    assert [line.split()[0] for line in error.splitlines()] == ["preparing", "fedtune:"]
+    assert all(part in error for part in where)
+    assert "finished rounds" not in error
+    assert not out.exists()

@@ -198,6 +198,26 @@ def test_shapes_and_head_are_those_of_the_loaded_base(files):
             assert not inside or name in whole.fresh or torch.equal(found, tensor)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "text,label\nsecret word,card,\n",
+        "text,label\nsecret word,\n",
+        "text,label\nb,card\nsecret word\n",
+        'text,label\n"secret word,card\n',
+        "text,text\nsecret word,card\n",
+    ],
+)
+def test_what_is_refused_of_a_clients_file_stays_in_its_own_log(tmp_path, files, text, caplog):
+    (tmp_path / "odd.csv").write_text(text)
+    with caplog.at_level("WARNING", "fedtune.trainer"):
+        fault = data_fault(load_scenario("quickstart", {
+            "task.kind": "text-classification", "task.data": str(tmp_path / "odd.csv"),
+            "task.test": str(tmp_path / "odd.csv"), "task.labels": files[1]}).task)  # fmt: skip
+    assert fault == "its data cannot be read, or are empty; its own log says more"
+    assert "odd.csv, line " in caplog.text
+
+
 def test_an_answer_about_labels_is_the_same_however_many_do_not_fit(tmp_path, files):
     folder, names, _ = files
     found = set()

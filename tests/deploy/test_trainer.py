@@ -9,6 +9,7 @@ import pytest
 from flwr.app import Message
 
 from fedtune.deploy.serving import serve
+from fedtune.deploy.trainer import Trainer
 from fedtune.errors import ScenarioError
 from fedtune.files import locked
 from fedtune.grids.compat import message_to_bytes
@@ -55,6 +56,16 @@ def test_what_was_freed_is_loaded_anew_and_gives_the_same(tmp_path):
     trainer.release()
     assert trainer.answer(header, seen[0]) == first
     assert trainer._loaded is not held
+
+
+def test_another_run_of_the_same_scenario_reads_the_data_anew(tmp_path, monkeypatch):
+    trainer, loaded = Trainer(settings_of(tmp_path, 0)), []
+    monkeypatch.setattr(trainer, "_load", lambda text: loaded.append(text) or object())
+    first = trainer._federation("a" * 8, "text")
+    assert trainer._federation("a" * 8, "text") is first
+    assert trainer._federation("b" * 8, "text") is not first
+    assert trainer._federation("b" * 8, "other") is not first
+    assert loaded == ["text", "text", "other"]
 
 
 def test_two_trainers_do_not_share_a_store(tmp_path, undone):

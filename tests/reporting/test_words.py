@@ -8,8 +8,8 @@ import pytest
 
 from fedtune.comparison.grid import families
 from fedtune.reporting.measures import RESULTS, WEIGHTS
-from fedtune.reporting.tables import result_table
-from fedtune.reporting.words import COUNT, TASKS, setting
+from fedtune.reporting.tables import Entry, result_table
+from fedtune.reporting.words import COUNT, TASKS, left_out, setting
 from fedtune.rules.weights import POLICIES
 from fedtune.runs.strategies import IMPORTANCE
 from fedtune.scenario import load_scenario
@@ -92,3 +92,14 @@ def test_a_record_from_before_there_were_weights_has_no_such_column():
         del family["weights"]
     assert WEIGHTS not in result_table(record).headings
     assert "Clients count" not in said(record)
+
+
+def test_what_was_left_out_is_said_once_with_its_place_in_the_record():
+    cells = [
+        {"left_out": {}},
+        {"left_out": {"rows are odd": 1200}},
+        {"left_out": {"rows are odd": 1200}},
+    ]
+    record = {"families": [{"cells": cells[:1]}, {"cells": cells[1:]}]}
+    place = "families.1.cells.0.left_out.rows are odd"
+    assert left_out(record) == [["Of the data, ", Entry("1,200", place), " rows are odd."]]

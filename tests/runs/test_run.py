@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 
 import pytest
@@ -16,6 +17,7 @@ from fedtune.errors import ClientFailure, ScenarioError
 from fedtune.runs import api
 from fedtune.runs.build import build
 from fedtune.runs.export import export
+from fedtune.tasks.examples import NAMELESS
 from tests.conftest import drawing
 from tests.runs.kit import adapter_bytes, lines, small
 
@@ -295,3 +297,29 @@ def test_a_directory_in_use_is_refused_before_anything_is_built(finished, blank,
     monkeypatch.setattr(api, "build", lambda *a, **k: pytest.fail("built"))
     with pytest.raises(ScenarioError, match="exists and is not empty"):
         fedtune.run(blank, small(), finished.path)
+
+
+def test_what_is_left_out_stands_in_the_notes_the_summary_and_the_report(tmp_path):
+    ids = ["ann", "ann", "bo", "bo", "", ""]
+    rows = [f"play {n},{'ab'[n % 2]},{who}" for n, who in enumerate(ids)]
+    (tmp_path / "x.csv").write_text("\n".join(["text,label,who", *rows, ""]))
+    data = str(tmp_path / "x.csv")
+    changes = small(
+        task__kind="text-classification", task__base="builtin:bert-words", task__data=data,
+        task__test=data, clients__count=2, clients__partition={"kind": "natural", "by": "who"},
+        clients__participation__value=1.0, local__steps=1, run__rounds=1,
+    )  # fmt: skip
+    told = []
+
+    class Told(api.Silent):
+        def started(self, run):
+            told.extend(run.notes)
+
+    done = fedtune.run("quickstart", changes, tmp_path / "run", Told())
+    assert f"data: 2 of 6 {NAMELESS}" in told
+    assert done.summary["left_out"] == {NAMELESS: 2}
+    fedtune.report(done.path)
+    said = f"Of the data, 2 {NAMELESS}."
+    assert said in (done.path / "report.md").read_text("utf-8")
+    page = (done.path / "report.html").read_text("utf-8")
+    assert said in re.sub(r"<[^>]*>", "", page)

@@ -115,6 +115,7 @@ def test_rows_without_a_token_to_learn_are_left_out_and_counted(base, data):
     left_out = 2 * (len(ROWS) - len(set(examples.source.tolist())))
     assert left_out > 0
     assert examples.notes == [f"data: {left_out} rows without a token to learn within max_length"]
+    assert examples.left_out == {"rows without a token to learn within max_length": left_out}
 
 
 def test_perplexity_is_the_exponential_of_the_mean_loss(base, data):

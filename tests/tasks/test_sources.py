@@ -13,6 +13,7 @@ from datasets import Dataset, DatasetDict
 from fedtune.errors import ScenarioError
 from fedtune.scenario.schema import Scenario
 from fedtune.scenario.task import TaskSection
+from fedtune.tasks.examples import NAMELESS
 from fedtune.tasks.load import load_task
 from fedtune.tasks.sources import load_splits
 from fedtune.tasks.text import load_text
@@ -139,6 +140,49 @@ def test_fewer_clients_than_values_are_those_with_most_rows_and_it_is_said(tmp_p
     assert min(sizes) > 2
     left = len(task.train) - sum(sizes)
     assert task.notes[1:] == [f"data: {left} of {len(task.train)} examples are of no client"]
+    assert task.left_out == {"examples are of no client": left}
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_rows_without_an_id_are_no_client_and_are_counted(tmp_path, form):
+    """They were one client, "None" or "", which user-level privacy took for one person."""
+    ids = ["ann", "bo", None, "cem", "", "ann", "  ", "bo", None, "NA"]
+    rows = [{"text": f"play {n}", "label": "ab"[n % 2], "who": who} for n, who in enumerate(ids)]
+    path = tmp_path / f"x.{form}"
+    if form == "csv":
+        kit.as_csv(tmp_path, path.name, rows)
+    elif form == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        Dataset.from_list(rows).to_parquet(str(path))
+    for pattern in (None, "(.*)"):
+        made = scenario(tmp_path, 4, kind="natural", by="who", pattern=pattern)
+        made.task = made.task.model_copy(update={"data": str(path), "test": str(path)})
+        task = load_task(made, CPU, torch.float32)
+        held = [[ids[int(i)] for i in task.clients.rows(client)] for client in range(4)]
+        assert sorted(held) == [["NA"], ["ann", "ann"], ["bo", "bo"], ["cem"]]
+        assert task.left_out == {NAMELESS: 4}
+        assert task.notes == [f"data: 4 of 10 {NAMELESS}"]
+        made.clients.count = 3
+        less = load_task(made, CPU, torch.float32)
+        assert less.left_out == {NAMELESS: 4, "examples are of no client": 1}
+        again = load_task(made, CPU, torch.float32, parts=less.clients.parts)
+        assert again.left_out == less.left_out
+        made.clients.count = 5
+        with pytest.raises(ScenarioError, match=r"clients.count = 5: 'who' has 4 different values"):
+            load_task(made, CPU, torch.float32)
+
+
+def test_an_id_that_is_a_number_may_be_absent_too(tmp_path):
+    ids = [1.0, float("nan"), 2.0, 1.0]
+    rows = {"text": list("abcd"), "label": list("xyxy"), "who": ids}
+    Dataset.from_dict(rows).to_parquet(str(tmp_path / "x.parquet"))
+    made = scenario(tmp_path, 2, kind="natural", by="who")
+    data = str(tmp_path / "x.parquet")
+    made.task = made.task.model_copy(update={"data": data, "test": data})
+    task = load_task(made, CPU, torch.float32)
+    assert [task.clients.rows(client).tolist() for client in range(2)] == [[0, 3], [2]]
+    assert task.left_out == {NAMELESS: 1}
 
 
 def test_clients_can_be_dealt_by_length(tmp_path):

@@ -134,3 +134,4 @@ def test_rows_with_several_labels_are_left_out_and_counted(tmp_path):
     assert len(examples.train) == len(ROWS)
     assert examples.classes == ["so", "bad", "good"]
     assert examples.notes == ["data: 1 rows with several labels are left out"]
+    assert examples.left_out == {"rows with several labels are left out": 1}
