@@ -17,7 +17,7 @@ class DataSettings(Section):
     """The examples of this client: a file of its own, or a part of the scenario's data."""
 
     file: str | None = Field(
-        None, description="csv, tsv, jsonl, parquet, txt, or a data set saved by datasets"
+        None, description="csv, tsv, json, jsonl, parquet, txt, or a data set saved by datasets"
     )
     dealt: bool = Field(
         False, description="for trials: the part that the scenario deals to this client of its data"

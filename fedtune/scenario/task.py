@@ -22,8 +22,8 @@ class TaskSection(Section):
     base: str = Field("builtin:vit-letters", description="builtin:, a local folder or a hub name")
     data: str = Field(
         "builtin:digits",
-        description="builtin:, a file (csv, tsv, jsonl, parquet, txt), a folder of train and test "
-        "files or one saved by datasets, or a hub name; clients: each brings its own, in a "
+        description="builtin:, a file (csv, tsv, json, jsonl, parquet, txt), a folder of train and "
+        "test files or one saved by datasets, or a hub name; clients: each brings its own, in a "
         "deployment",
     )
     test: str | None = Field(
@@ -58,7 +58,9 @@ class TaskSection(Section):
     text_pair: str | None = Field(None, description="column of the second text of a pair")
     label: str = Field("label", description="column of the labels")
     labels: Annotated[list[str], Field(min_length=2)] | None = Field(
-        None, description="names of the classes in their order; by default those in the data"
+        None,
+        description="names of the classes in their order, but for a base whose own head is for "
+        "them and orders them; by default those in the data",
     )
     label_separator: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="rows whose label holds this have several; they are left out"

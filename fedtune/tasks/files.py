@@ -103,11 +103,11 @@ def _tables(
     return table.schema, iter([table])
 
 
-def opened(path: Path) -> TextIO:
-    """A text file as it is, line ends included, unpacked if it is packed."""
+def opened(path: Path, newline: str | None = "") -> TextIO:
+    """A text file, unpacked if it is packed; its line ends as they are, or for None as `\\n`."""
     if path.name.lower().endswith(PACKED):
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline=newline)
+    return path.open(encoding="utf-8-sig", newline=newline)
 
 
 def _delimited(task: TaskSection, path: Path, form: str) -> tuple[pa.Schema, Iterator[pa.Table]]:
@@ -115,26 +115,34 @@ def _delimited(task: TaskSection, path: Path, form: str) -> tuple[pa.Schema, Ite
     columns, records = delimited(source, path.name, form, task.columns)
     schema = pa.schema([(column, pa.string()) for column in columns])
 
-    def tables() -> Iterator[pa.Table]:
+    def rows() -> Iterator[list[str]]:
         with source:
-            while chunk := [fields for _, fields in islice(records, CHUNK)]:
-                yield pa.table([pa.array(c, pa.string()) for c in zip(*chunk, strict=True)], schema)
+            yield from (fields for _, fields in records)
 
-    return schema, tables()
+    return schema, _chunks(schema, rows())
+
+
+def _chunks(schema: pa.Schema, rows: Iterator[list[str]]) -> Iterator[pa.Table]:
+    """Rows of text as tables."""
+    while chunk := list(islice(rows, CHUNK)):
+        yield pa.table([pa.array(c, pa.string()) for c in zip(*chunk, strict=True)], schema=schema)
 
 
 def _text(task: TaskSection, path: Path) -> tuple[pa.Schema, Iterator[pa.Table]]:
     """The rows of a txt file: its matches of `task.pattern`, else its lines that are not blank."""
-    with opened(path) as source:
-        text = re.sub("\r\n?", "\n", source.read())
-    if task.pattern is None:
-        columns = {"text": [line for line in text.split("\n") if line.strip()]}
-    else:
-        pattern = _pattern(task.pattern)
-        found = list(pattern.finditer(text))
-        columns = {name: [match[name] or "" for match in found] for name in pattern.groupindex}
-    table = pa.table({name: pa.array(column, pa.string()) for name, column in columns.items()})
-    return table.schema, iter([table])
+    pattern = None if task.pattern is None else _pattern(task.pattern)
+    names = ["text"] if pattern is None else list(pattern.groupindex)
+    schema = pa.schema([(name, pa.string()) for name in names])
+
+    def rows() -> Iterator[list[str]]:
+        with opened(path, newline=None) as source:
+            if pattern is None:
+                yield from ([line.removesuffix("\n")] for line in source if line.strip())
+            else:
+                for match in pattern.finditer(source.read()):
+                    yield [match[name] or "" for name in names]
+
+    return schema, _chunks(schema, rows())
 
 
 def _pattern(text: str) -> re.Pattern[str]:

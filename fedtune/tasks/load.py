@@ -238,7 +238,8 @@ def _synthetic(scenario: Scenario, device: torch.device, dtype: torch.dtype) -> 
     make = SyntheticImages(count, shape, scenario.run.seed, device, dtype)
     first = total if scenario.task.validation is None else total + SYNTHETIC_TEST_ROWS
     rows = np.arange(first, first + SYNTHETIC_TEST_ROWS)
-    return Task(base, Classification(), make, make, rows, clients, classes)
+    notes = list(base.notes)
+    return Task(base, Classification(), make, make, rows, clients, classes, notes=notes)
 
 
 def _least_squares(scenario: Scenario, device: torch.device, dtype: torch.dtype) -> Task:

@@ -6,14 +6,16 @@ A copy that keeps its time (`cp -p`, `rsync -t`, an archive) is another file to 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-READ_WHOLE, REMEMBERED, END = 1 << 30, 1 << 24, 1 << 16
+READ_WHOLE, END = 1 << 30, 1 << 16
+SETTLED = 2_000_000_000  # ns, after which a change of a file shows in its times
 
 Stamp = tuple[Any, ...]
+_known: dict[Path, tuple[Stamp, str]] = {}
 
 
 def stamps(files: Iterable[Path | str]) -> list[Stamp]:
@@ -32,22 +34,31 @@ def stamps(files: Iterable[Path | str]) -> list[Stamp]:
 
 
 def whole(path: Path) -> Stamp:
-    """The digest of a file; that of a large one is remembered while nothing about it changes."""
-    about = path.stat()
-    if about.st_size < REMEMBERED:
-        return (_digest(path),)
-    return (_remembered(path, about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino),)
+    """The digest of a file, remembered while nothing about it changes."""
+    about, before = _about(path), _known.get(path)
+    if before is not None and before[0] == about:
+        return (before[1],)
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if time.time_ns() - path.stat().st_ctime_ns > SETTLED:
+        _known[path] = about, found
+    return (found,)
 
 
 def ends(path: Path) -> Stamp:
     """Size, times, inode, and a digest of both ends of a file."""
-    about, found = path.stat(), hashlib.sha256()
+    about, found = _about(path), hashlib.sha256()
     with path.open("rb") as file:
         found.update(file.read(END))
-        file.seek(max(0, about.st_size - END))
+        file.seek(max(0, about[0] - END))
         found.update(file.read(END))
-    times = about.st_mtime_ns, about.st_ctime_ns
-    return about.st_size, *times, about.st_ino, found.hexdigest()
+    return *about, found.hexdigest()
+
+
+def _about(path: Path) -> Stamp:
+    """What a system knows of a file; no copy keeps all of it."""
+    of = path.stat()
+    return of.st_size, of.st_mtime_ns, of.st_ctime_ns, of.st_ino, of.st_dev
 
 
 def folder_stamps(folder: Path) -> list[tuple[str, Stamp]]:
@@ -66,13 +77,3 @@ def visible(folder: Path) -> list[Path]:
         and not file.match("cache-*.arrow")
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     )
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@lru_cache(maxsize=1024)
-def _remembered(path: Path, *about: int) -> str:
-    return _digest(path)
