@@ -158,10 +158,7 @@ def _pattern(text: str) -> re.Pattern[str]:
 def _parquet(path: Path) -> tuple[pa.Schema, Iterator[pa.Table]]:
     """The rows of a Parquet file with the features that it names; categories as their values."""
     file = pq.ParquetFile(path)
-    fields = [
-        field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
-        for field in file.schema_arrow
-    ]
+    fields = [field.with_type(_plain(field.type)) for field in file.schema_arrow]
     plain = pa.schema(fields, file.schema_arrow.metadata)
     schema = Features.from_arrow_schema(plain).arrow_schema
 
@@ -170,6 +167,15 @@ def _parquet(path: Path) -> tuple[pa.Schema, Iterator[pa.Table]]:
             yield table_cast(pa.Table.from_batches([batch]).cast(plain), schema)
 
     return schema, tables()
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type of a column's values, however its file lays them out."""
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    return pa.large_binary() if pa.types.is_binary_view(kind) else kind
 
 
 def _write(path: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> None:

@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from fedtune.adapters.wrap import PretrainedBase
 from fedtune.errors import ScenarioError, first_line
@@ -28,7 +30,6 @@ from fedtune.tasks.bases import (
 )
 from fedtune.tasks.heads import in_head, with_missing
 
-RENAMED = ((".gamma", ".weight"), (".beta", ".bias"))
 INDEX = f"{WEIGHTS}.index.json"
 
 
@@ -55,10 +56,10 @@ def load_shapes(task: TaskSection, classes: list[str]) -> PretrainedBase:
         raise ScenarioError(f"task.base = {task.base!r}: takes {model.main_input_name}")
     if task.kind == "causal-lm":
         return PretrainedBase(model, [], frozenset(), path)
-    held = _held(path, f"{model.base_model_prefix}.")
+    held = _held(path, model)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
     missing = {name for name in shapes if name not in held}
-    other = {name for name in shapes if name in held and held[name] != shapes[name]}
+    other = {name for name in shapes if name in held and held[name][1] not in (None, shapes[name])}
     head, fresh, notes = settled_head(task, classes, model, missing, other)
     if not head:
         raise ScenarioError(f"task.base = {task.base!r}: {type(model).__name__} has no head")
@@ -66,7 +67,7 @@ def load_shapes(task: TaskSection, classes: list[str]) -> PretrainedBase:
         model.get_submodule(module).to_empty(device="cpu")
     for name in shapes:
         if in_head(name, head) and name not in fresh:
-            model.get_parameter(name).data = _read(path, name)
+            model.get_parameter(name).data = _read(path, held[name][0])
     if not held:
         fresh = {name for name in fresh if in_head(name, head)}
     return PretrainedBase(model, with_missing(head, fresh), frozenset(fresh), path, notes)
@@ -84,18 +85,24 @@ def _files(path: str) -> list[Path]:
     return [folder / WEIGHTS] if (folder / WEIGHTS).is_file() else []
 
 
-def _held(path: str, prefix: str) -> dict[str, tuple[int, ...]]:
-    """Shapes of a checkpoint's tensors, by their names in the model; no weight is read.
+def _held(path: str, model: PreTrainedModel) -> dict[str, tuple[str, tuple[int, ...] | None]]:
+    """A checkpoint's tensors by their names in the model: their own names, and their shapes.
 
-    As in Transformers, names of a backbone alone get its prefix, and old names of norms are known.
+    Names are those that Transformers gives them when it loads them (a backbone's prefix, old names
+    of layers); what it makes of several tensors has no shape here. No weight is read.
     """
-    found: dict[str, tuple[int, ...]] = {}
+    mapping = get_model_conversion_mapping(model)
+    renamed = [one for one in mapping if isinstance(one, WeightRenaming)]
+    made = [one for one in mapping if isinstance(one, WeightConverter)]
+    state, prefix = model.state_dict(), model.base_model_prefix
+    found: dict[str, tuple[str, tuple[int, ...] | None]] = {}
     for file in _files(path):
         with safe_open(file, "pt") as opened:
-            found.update({k: tuple(opened.get_slice(k).get_shape()) for k in opened.keys()})  # noqa: SIM118
-    found |= {k.removesuffix(old) + new: s for k, s in found.items() for old, new in RENAMED
-              if k.endswith(old)}  # fmt: skip
-    return found | {prefix + k: shape for k, shape in found.items()}
+            for key in opened.keys():  # noqa: SIM118
+                name, converted = rename_source_key(key, renamed, made, prefix, state)
+                shape = None if converted else tuple(opened.get_slice(key).get_shape())
+                found[name] = key, shape
+    return found
 
 
 def _read(path: str, name: str) -> Tensor:

@@ -185,6 +185,7 @@ def test_what_a_server_without_weights_cannot_do_is_refused(tmp_path, files):
 
 def test_shapes_and_head_are_those_of_the_loaded_base(files):
     for base, kind in (("builtin:bert-words", "text-classification"),
+                       ("builtin:vit-letters", "image-classification"),
                        ("builtin:llama-words", "causal-lm")):  # fmt: skip
         task = TaskSection(kind=kind, base=base, data="clients", labels=files[1])
         classes = files[1] if kind != "causal-lm" else []

@@ -11,14 +11,24 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
+    ResNetConfig,
+    ResNetForImageClassification,
     RobertaConfig,
     RobertaForSequenceClassification,
+    SwinConfig,
+    SwinForImageClassification,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
@@ -76,14 +86,14 @@ def save(kind: str, folder: Path) -> str:
 
 
 def save_classifier(folder: Path, names: list[str] | int, kind: str = "bert") -> str:
-    """A `bert`, `roberta`, `llama` or `vit` folder with a head for classes, or for so many."""
+    """A folder of one of `CLASSIFIERS` with a head for classes, or for so many."""
     torch.manual_seed(7)
     config, model = CLASSIFIERS[kind]
     labels = {"num_labels": names} if isinstance(names, int) else {
         "id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)},
     }  # fmt: skip
     model(config(**labels)).save_pretrained(folder)
-    if kind == "vit":
+    if kind in PICTURES:
         ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder)
     else:
         tokenizer("[CLS]", "[SEP]", pad="[PAD]").save_pretrained(folder)
@@ -94,17 +104,33 @@ SMALL = {
     "vocab_size": len(WORDS), "initializer_range": 0.3, "hidden_size": 16, "num_hidden_layers": 2,
     "num_attention_heads": 2, "intermediate_size": 24, "pad_token_id": 0,
 }  # fmt: skip
+VISION = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "image_size": 8,
+    "patch_size": 4,
+    "initializer_range": 0.3,
+}
+STAGES = {"hidden_sizes": [8] * 4, "depths": [1] * 4}
 CLASSIFIERS = {
     "bert": (partial(BertConfig, **SMALL, max_position_embeddings=40),
              BertForSequenceClassification),
     "roberta": (partial(RobertaConfig, **SMALL, max_position_embeddings=40),
                 RobertaForSequenceClassification),
+    "distilbert": (partial(DistilBertConfig, vocab_size=len(WORDS), dim=16, n_layers=1, n_heads=2,
+                           hidden_dim=24), DistilBertForSequenceClassification),
+    "deberta": (partial(DebertaV2Config, **SMALL), DebertaV2ForSequenceClassification),
     "llama": (partial(LlamaConfig, **SMALL, num_key_value_heads=2, max_position_embeddings=40),
               LlamaForSequenceClassification),
-    "vit": (partial(ViTConfig, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                    intermediate_size=24, image_size=8, patch_size=4, initializer_range=0.3),
-            ViTForImageClassification),
+    "vit": (partial(ViTConfig, **VISION), ViTForImageClassification),
+    "swin": (partial(SwinConfig, image_size=16, patch_size=2, embed_dim=8, depths=[1],
+                     num_heads=[2], window_size=4), SwinForImageClassification),
+    "convnext": (partial(ConvNextConfig, **STAGES, image_size=32), ConvNextForImageClassification),
+    "resnet": (partial(ResNetConfig, **STAGES, embedding_size=8), ResNetForImageClassification),
 }  # fmt: skip
+PICTURES = ("vit", "swin", "convnext", "resnet")
 
 
 def as_csv(folder: Path, name: str, rows: list[dict[str, str]]) -> str:

@@ -78,6 +78,9 @@ WRITERS = {
     "data.json": lambda path: path.write_text(json.dumps({"data": ROWS})),
     "x.parquet": lambda path: FRAME.to_parquet(path, index=False),
     "category.parquet": lambda path: FRAME.astype("category").to_parquet(path, index=False),
+    "views.parquet": lambda path: pq.write_table(
+        pa.table({c: pa.array(list(FRAME[c]), pa.string_view()) for c in FRAME}), path
+    ),
     "binary.parquet": lambda path: pq.write_table(
         pa.table({c: pa.array([v.encode() for v in FRAME[c]]) for c in FRAME}), path
     ),
