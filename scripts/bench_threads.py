@@ -19,7 +19,7 @@ from pathlib import Path
 WAITS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS")
 SPIN = {"GOMP_SPINCOUNT": "300000"}  # libgomp's own default
 JOBS = {
-    "quickstart": ("quickstart", {"run.rounds": 40}),
+    "quickstart": ("quickstart", {"run.rounds": 15}),
     "wide": (
         "quickstart",
         {"run.rounds": 4, "local.batch_size": 128, "local.steps": 8, "adapter.rank": 32},
@@ -41,7 +41,9 @@ def begin(job: str, setting: str, out: Path) -> subprocess.Popen[bytes]:
     options = {**changes, "engine.threads": threads}
     given = [part for k, v in options.items() for part in ("--set", f"{k}={v}")]
     command = [sys.executable, "-m", "fedtune", "run", scenario, *given, "--out", str(out)]
-    return subprocess.Popen(command, env={**clean, **environment}, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(
+        command, env={**clean, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
 
 
 def measure(job: str, setting: str, together: int) -> tuple[float, list[int]]:

@@ -32,6 +32,7 @@ DETECTED = ("fan_in_fan_out", "base_model_name_or_path", "peft_type", "inference
 COMMON_TARGETS = (
     ("query", "value"), ("q_proj", "v_proj"), ("c_attn",), ("query_key_value",),
     ("query_proj", "value_proj"), ("q_lin", "v_lin"), ("Wqkv",),
+    ("qkv_proj",), ("q", "v"),
 )  # fmt: skip
 
 

@@ -31,6 +31,7 @@ from fedtune.scenario.task import CONV, TaskSection
 from fedtune.tasks.attention import attend_quickly
 from fedtune.tasks.conv import ConvForImageClassification
 from fedtune.tasks.heads import head_fits, head_notes, head_of, in_head, label_tensors, with_missing
+from fedtune.tasks.lengths import padding_places
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken")
@@ -138,7 +139,7 @@ def load_base(task: TaskSection, classes: list[str]) -> PretrainedBase:
         if fresh := missing | other:
             raise _unfit(task, model, f"its checkpoint misses {min(fresh)}")
         return PretrainedBase(model, [], frozenset(), path)
-    if task.kind == "text-classification":
+    if task.kind == "text-classification" and not padding_places(model):
         model.config.pad_token_id = load_tokenizer(task.base).pad_token_id
     head, fresh, notes = settled_head(task, classes, model, missing, other)
     if not head:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fedtune.errors import ScenarioError
+from fedtune.errors import ScenarioError, first_line
 from fedtune.scenario.task import TaskSection
 
 DEFAULT_LENGTH = 128
@@ -44,9 +45,15 @@ def positions(model: PreTrainedModel) -> int | None:
     """
     given = (getattr(model.config, name, None) for name in LIMITS)
     places = next((n for n in given if isinstance(n, int) and n > 0), None)
+    return (
+        None if places is None else places - max((n + 1 for n in padding_places(model)), default=0)
+    )
+
+
+def padding_places(model: nn.Module) -> list[int]:
+    """The padding index of each position table that begins to count behind one."""
     tables = (m for name, m in model.named_modules() if name.rpartition(".")[2] == TABLE)
-    behind = [n for m in tables if isinstance(n := getattr(m, "padding_idx", None), int)]
-    return None if places is None else places - max((n + 1 for n in behind), default=0)
+    return [n for m in tables if isinstance(n := getattr(m, "padding_idx", None), int)]
 
 
 def fitting(task: TaskSection, model: PreTrainedModel, widest: int) -> int:
@@ -60,7 +67,9 @@ def fitting(task: TaskSection, model: PreTrainedModel, widest: int) -> int:
     """
     most = most_tokens(model, widest)
     if not most:
-        raise ScenarioError(f"task.base = {task.base!r}: not even one token goes through it")
+        raise ScenarioError(
+            f"task.base = {task.base!r}: not even one token goes through it: {_fault(model, 1)}"
+        )
     if most < widest and task.max_length is not None:
         raise too_long(task, most)
     return most
@@ -76,21 +85,22 @@ def most_tokens(model: PreTrainedModel, width: int) -> int:
     Returns:
         `width` where such a row goes through; 0 where not even one token does.
     """
-    if _goes_through(model, width):
+    if _fault(model, width) is None:
         return width
     least, most = 0, width
     while most - least > 1:
         middle = (least + most) // 2
-        least, most = (middle, most) if _goes_through(model, middle) else (least, middle)
+        least, most = (middle, most) if _fault(model, middle) is None else (least, middle)
     return least
 
 
 @torch.no_grad()
-def _goes_through(model: PreTrainedModel, width: int) -> bool:
+def _fault(model: PreTrainedModel, width: int) -> str | None:
+    """Why a row of so many tokens does not go through, or None."""
     words = model.get_input_embeddings().weight.shape[0]
-    token = ((model.config.pad_token_id or 0) + 1) % words
+    token = ((getattr(model.config, "pad_token_id", None) or 0) + 1) % words
     try:
         model(input_ids=torch.full((1, width), token))
-    except (IndexError, RuntimeError, ValueError):
-        return False
-    return True
+    except (IndexError, RuntimeError, ValueError) as error:
+        return first_line(error)
+    return None

@@ -8,8 +8,9 @@ import transformers
 
 from fedtune.errors import ScenarioError
 from fedtune.scenario.task import TaskSection
+from fedtune.tasks.bases import load_base
 from fedtune.tasks.language import load_language
-from fedtune.tasks.lengths import most_tokens, positions
+from fedtune.tasks.lengths import fitting, most_tokens, positions
 from fedtune.tasks.text import load_text
 from tests.kits.families import ENCODER_ENDS, FAMILIES, SMALL, WORDS
 from tests.tasks.kit import as_csv, tokenizer
@@ -106,3 +107,20 @@ def test_a_decoder_with_a_limit_of_its_own_name_is_cut_to_it(tmp_path):
     found = load_language(task)
     assert int(found.train.lengths.max()) == 30
     found.base.model(**found.train.gather(torch.arange(len(found.train))).inputs)
+
+
+def test_a_position_table_keeps_its_padding_index_whatever_the_tokenizer_pads_with(tmp_path):
+    """Saved with another one, a model would count its positions from another place."""
+    base = saved("roberta", tmp_path / "base")
+    words = tokenizer(**{**ENCODER_ENDS, "pad": "[SEP]"})
+    words.save_pretrained(tmp_path / "base")
+    task = TaskSection(kind="text-classification", base=base, data=rows(tmp_path, 3))
+    assert load_base(task, ["a", "b"]).model.config.pad_token_id == PAD != words.pad_token_id
+
+
+def test_a_base_that_nothing_goes_through_is_refused_with_the_reason(tmp_path):
+    task = TaskSection(kind="causal-lm", base="x", data="y.csv", text="text")
+    model = bare("llama")
+    model.layers[0].mlp = torch.nn.Linear(3, 3)
+    with pytest.raises(ScenarioError, match=r"not even one token .*shapes cannot be multiplied"):
+        fitting(task, model, 5)
