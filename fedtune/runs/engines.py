@@ -28,7 +28,7 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float64": torch.float64,
 }
-PROBE_ROWS = 8
+PROBE_ROWS, START_ROWS = 8, 2
 
 
 def prepare_torch(engine: EngineSection, resolved: Resolved | None) -> torch.device:
@@ -89,7 +89,7 @@ def make_engine(
     wanted = resolved.backend if resolved else section.kind.replace("flower", "cohort")
     sample = np.arange(min(PROBE_ROWS, len(task.train)))
     if not is_bare(task):
-        check_start(setting, sample)
+        check_start(setting, sample[:START_ROWS])
     backend, reason = (
         (AbsentBackend(setting), None) if is_bare(task) else choose_backend(setting, wanted, sample)
     )
