@@ -187,8 +187,11 @@ def test_shapes_and_head_are_those_of_the_loaded_base(files):
     for base, kind in (("builtin:bert-words", "text-classification"),
                        ("builtin:vit-letters", "image-classification"),
                        ("builtin:llama-words", "causal-lm")):  # fmt: skip
-        task = TaskSection(kind=kind, base=base, data="clients", labels=files[1])
-        classes = files[1] if kind != "causal-lm" else []
+        labels = files[1] if kind != "causal-lm" else None
+        task, classes = (
+            TaskSection(kind=kind, base=base, data="clients", labels=labels),
+            labels or [],
+        )
         shapes, whole = load_shapes(task, classes), load_base(task, classes)
         assert (shapes.head, shapes.fresh) == (whole.head, whole.fresh)
         for name, tensor in whole.model.named_parameters():
