@@ -26,16 +26,20 @@ def told(command: str, path: Path, observer: ConsoleObserver) -> Iterator[None]:
         path: the run directory that it is given.
         observer: closed at the end.
     """
-    more = f"finished rounds are kept; go on with: {command} --resume {path}"
+
+    def more() -> str:
+        kept = f"; finished rounds are kept; go on with: {command} --resume {path}"
+        return kept if (path / "scenario.toml").is_file() else ""
+
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; {more}") from None
+        raise Interrupted(f"interrupted{more()}") from None
     except RunError as error:
-        raise RunError(f"{error}; {more}") from error
+        raise RunError(f"{error}{more()}") from error
     except (OSError, RuntimeError) as error:
-        raise RunError(f"{type(error).__name__}: {error}; {more}") from error
+        raise RunError(f"{type(error).__name__}: {error}{more()}") from error
     finally:
         observer.close()
 

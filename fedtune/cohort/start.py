@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedtune.adapters.wrap import Adapted
 from fedtune.cohort.backend import Setting
-from fedtune.errors import ScenarioError
+from fedtune.errors import ScenarioError, first_line
 from fedtune.tasks.base import Rows
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -43,11 +43,17 @@ def check_start(setting: Setting, rows: Rows) -> None:
                 f"adapter.modules_to_save: {name} would begin as something else than the base's; "
                 "leave its module out"
             )
-    if len(rows) and (gap := _gap(setting, adapted, rows)) > TOLERANCE[setting.dtype]:
+    owner = type(adapted.model.get_base_model()).__name__
+    try:
+        gap = _gap(setting, adapted, rows) if len(rows) else 0.0
+    except (ValueError, RuntimeError, IndexError) as error:
         raise ScenarioError(
-            f"task.base: {type(adapted.model.get_base_model()).__name__} with a fresh adapter is "
-            f"not itself: its outputs differ by {gap:.1e} (relative); choose other adapter.targets "
-            "or adapter.modules_to_save"
+            f"task.base: the first rows do not go through {owner}: {first_line(error)}"
+        ) from None
+    if gap > TOLERANCE[setting.dtype]:
+        raise ScenarioError(
+            f"task.base: {owner} with a fresh adapter is not itself: its outputs differ by "
+            f"{gap:.1e} (relative); choose other adapter.targets or adapter.modules_to_save"
         )
 
 

@@ -172,7 +172,7 @@ def untie(model: PeftModel) -> None:
 
 def apart(model: PreTrainedModel) -> None:
     """Say in the configuration that a language head is not its embedding, where that is so."""
-    inner, outer = model.get_input_embeddings(), model.get_output_embeddings()
-    if outer is not None and inner is not None and outer.weight is not inner.weight:
+    outer = model.get_output_embeddings()
+    if outer is not None and outer.weight is not model.get_input_embeddings().weight:
         model.config.tie_word_embeddings = False
         model.config.get_text_config().tie_word_embeddings = False

@@ -26,10 +26,10 @@ from fedtune.runs.strategies import adapter_kind, delivered_roles
 from fedtune.tasks.base import Inputs
 from fedtune.tasks.bases import MODELS, base_path, labels_of, load_base, quiet
 from fedtune.tasks.images import load_processor
-from fedtune.tasks.lengths import positions
+from fedtune.tasks.lengths import positions, vocabulary
 
 TOLERANCE = 1e-4
-ROWS, LENGTH, SIDE = 3, 12, 64
+ROWS, LENGTH, SIDE, FEWEST_WORDS = 3, 12, 64, 100
 
 
 def check_export(directory: RunDirectory, folders: Sequence[Path]) -> None:
@@ -118,10 +118,13 @@ def made_up_rows(directory: RunDirectory, model: nn.Module) -> list[Inputs]:
         return [{"pixel_values": picture["pixel_values"].float()} for picture in pictures]
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(base, PreTrainedModel)
-    words = base.get_input_embeddings().weight.shape[0]
+    words = vocabulary(base) or FEWEST_WORDS
     most = min(LENGTH, positions(base) or LENGTH)
-    lengths = [max(1, most - row) for row in range(ROWS)]
-    return [{"input_ids": torch.from_numpy(draw.integers(0, words, (1, n)))} for n in lengths]
+    ids = [torch.from_numpy(draw.integers(0, words, (1, max(1, most - n)))) for n in range(ROWS)]
+    end = getattr(base.config, "eos_token_id", None)
+    for row in ids:  # what reads a row at its end needs one (BART)
+        row[:, -1] = end if isinstance(end, int) and end < words else row[:, -1]
+    return [{"input_ids": row} for row in ids]
 
 
 @torch.no_grad()

@@ -60,8 +60,9 @@ def save_model(federation: Federation, tensors: dict[str, Tensor], folder: Path)
 def save_adapter(adapted: Adapted, tensors: dict[str, Tensor], folder: Path, kind: str) -> None:
     """Write a folder that `PeftModel.from_pretrained` loads; equal runs give equal bytes.
 
-    Beside PEFT's two files stands the base's `config.json` with the names of the classes:
-    `AutoConfig.from_pretrained(folder)` is what a base needs to get a head of the right size.
+    Beside PEFT's two files stands `labels.json`, the list of the classes in the head's order: a
+    base gets a head for them by `from_pretrained(base, id2label=dict(enumerate(labels)))`. (A
+    `config.json` would make Transformers take the folder for a whole model.)
 
     Args:
         kind: of the task, which PEFT's Auto classes ask for.
@@ -82,8 +83,9 @@ def save_adapter(adapted: Adapted, tensors: dict[str, Tensor], folder: Path, kin
     text = json.dumps(config, indent=2, sort_keys=True, default=str) + "\n"
     write_atomically(folder / "adapter_config.json", text.encode())
     write_atomically(folder / "adapter_model.safetensors", save(plain, metadata={"format": "pt"}))
-    if isinstance(base, PreTrainedModel):
-        write_atomically(folder / "config.json", base.config.to_json_string().encode())
+    if kind.endswith("classification") and isinstance(base, PreTrainedModel):
+        names = [base.config.id2label[place] for place in range(base.config.num_labels)]
+        write_atomically(folder / "labels.json", (json.dumps(names, indent=2) + "\n").encode())
 
 
 def saved_buffers(model: nn.Module) -> Tensors:

@@ -30,7 +30,15 @@ from fedtune.errors import ScenarioError, first_line
 from fedtune.scenario.task import CONV, TaskSection
 from fedtune.tasks.attention import attend_quickly
 from fedtune.tasks.conv import ConvForImageClassification
-from fedtune.tasks.heads import head_fits, head_notes, head_of, in_head, label_tensors, with_missing
+from fedtune.tasks.heads import (
+    body_notes,
+    head_fits,
+    head_notes,
+    head_of,
+    in_head,
+    label_tensors,
+    with_missing,
+)
 from fedtune.tasks.lengths import padding_places
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -144,6 +152,7 @@ def load_base(task: TaskSection, classes: list[str]) -> PretrainedBase:
     head, fresh, notes = settled_head(task, classes, model, missing, other)
     if not head:
         raise _unfit(task, model, "has no head of its own")
+    notes += body_notes(task.base, head, fresh)
     return PretrainedBase(model, with_missing(head, fresh), frozenset(fresh), path, notes)
 
 

@@ -72,6 +72,15 @@ def head_notes(
     return []
 
 
+def body_notes(base: str, head: list[str], fresh: set[str]) -> tuple[str, ...]:
+    """A line about tensors outside the head that the checkpoint does not hold in their shape."""
+    outside = sorted(name for name in fresh if not in_head(name, head))
+    if not outside:
+        return ()
+    few = ", ".join(outside[:SHOWN]) + (", ..." if len(outside) > SHOWN else "")
+    return (f"base: {len(outside)} tensors of {base} begin anew and are trained whole ({few})",)
+
+
 def head_of(model: PreTrainedModel, fresh: set[str]) -> list[str]:
     """Children beside the backbone; where the prefix names no child, those that are all new."""
     children = {n: c for n, c in model.named_children() if any(True for _ in c.parameters())}

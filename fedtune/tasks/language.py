@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedtune.errors import ScenarioError, listed
 from fedtune.scenario.task import TaskSection
@@ -22,10 +23,10 @@ from fedtune.tasks.bases import load_base, load_tokenizer
 from fedtune.tasks.cache import Arrays
 from fedtune.tasks.examples import Examples
 from fedtune.tasks.generation import ExactMatch, answer
-from fedtune.tasks.lengths import fitting, longest, most_tokens, positions
+from fedtune.tasks.lengths import fitting, longest, longest_row, most_tokens, positions
 from fedtune.tasks.sources import load_splits
 from fedtune.tasks.text import as_text
-from fedtune.tasks.tokens import IGNORED, OFFSETS, Columns, TokenTable, tokenise
+from fedtune.tasks.tokens import IGNORED, Columns, TokenTable, tokenise
 from fedtune.tasks.words import SUMS, sums
 
 TOO_LONG = "rows without a token to learn within max_length"
@@ -113,29 +114,37 @@ def load_language(task: TaskSection) -> Examples:
         settings = ("causal-lm", prompts, task.text, length)
         return {n: tokenise(s, tokenizer, encode, settings) for n, s in splits.items()}
 
-    encoded = tokens(length)
-    widest = max(int(np.diff(found[OFFSETS]).max(initial=1)) for found in encoded.values())
-    if (most := fitting(task, base.model, widest)) < widest:
-        encoded = tokens(most)
-        notes.append(f"data: blocks are cut to {most} tokens, the most that {task.base} takes")
+    encoded, objective = tokens(length), CausalLM()
     tables = {name: _table(task, found, tokenizer) for name, found in encoded.items()}
+    row = longest_row(tables.values())
+    if (most := fitting(task, base.model, objective, row)) < row["input_ids"].shape[1]:
+        encoded = tokens(most)
+        tables = {name: _table(task, found, tokenizer) for name, found in encoded.items()}
+        notes.append(f"data: blocks are cut to {most} tokens, the most that {task.base} takes")
     matcher = None
     if prompts is not None and task.extract is not None:
         matcher = _matcher(task, splits["test"], prompts, tokenizer, positions(base.model))
-        width = max(len(ids) for ids, _ in matcher.pairs) + task.extract_tokens
-        if (most := most_tokens(base.model, width)) < width:
-            raise ScenarioError(
-                f"task.extract_tokens = {task.extract_tokens}: with the longest prompt {width} "
-                f"tokens, and {task.base} takes at most {most}"
-            )
+        _check_room(task, base.model, matcher)
     source = np.asarray(encoded["train"]["row"])
     lost = sum(len(split) - len(set(encoded[n]["row"].tolist())) for n, split in splits.items())
     left_out = {TOO_LONG: lost} if lost else {}
     notes += [f"data: {count} {what}" for what, count in left_out.items()]
     return Examples(
-        base, CausalLM(), tables["train"], tables["test"], splits["train"], [], source, notes,
+        base, objective, tables["train"], tables["test"], splits["train"], [], source, notes,
         matcher, left_out,
     )  # fmt: skip
+
+
+def _check_room(task: TaskSection, model: PreTrainedModel, matcher: ExactMatch) -> None:
+    """Raise `ScenarioError` if the longest prompt leaves no room for an answer."""
+    ids = max((ids for ids, _ in matcher.pairs), key=len)
+    filled = torch.tensor([ids + ids[-1:] * task.extract_tokens])
+    row = {"input_ids": filled, "attention_mask": torch.ones_like(filled)}
+    if (most := most_tokens(model, CausalLM(), row)) < filled.shape[1]:
+        raise ScenarioError(
+            f"task.extract_tokens = {task.extract_tokens}: with the longest prompt "
+            f"{filled.shape[1]} tokens, and {task.base} takes at most {most}"
+        )
 
 
 def _prompts(task: TaskSection) -> Prompts | None:

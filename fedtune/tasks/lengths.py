@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedtune.errors import ScenarioError, first_line
 from fedtune.scenario.task import TaskSection
+from fedtune.tasks.base import Inputs, Objective
+from fedtune.tasks.tokens import TokenTable
 
 DEFAULT_LENGTH = 128
 LIMITS = ("max_position_embeddings", "max_seq_len")
@@ -20,8 +24,8 @@ def longest(task: TaskSection, model: PreTrainedModel, tokenizer: PreTrainedToke
     Raises:
         ScenarioError: if the scenario asks for more, or the tokenizer knows more ids than the base.
     """
-    ids, known = len(tokenizer), model.get_input_embeddings().weight.shape[0]
-    if ids > known:
+    ids, known = len(tokenizer), vocabulary(model)
+    if known is not None and ids > known:
         raise ScenarioError(
             f"task.base = {task.base!r}: its tokenizer has {ids} tokens, the model {known}"
         )
@@ -45,9 +49,8 @@ def positions(model: PreTrainedModel) -> int | None:
     """
     given = (getattr(model.config, name, None) for name in LIMITS)
     places = next((n for n in given if isinstance(n, int) and n > 0), None)
-    return (
-        None if places is None else places - max((n + 1 for n in padding_places(model)), default=0)
-    )
+    behind = max((n + 1 for n in padding_places(model)), default=0)
+    return None if places is None else places - behind
 
 
 def padding_places(model: nn.Module) -> list[int]:
@@ -56,51 +59,68 @@ def padding_places(model: nn.Module) -> list[int]:
     return [n for m in tables if isinstance(n := getattr(m, "padding_idx", None), int)]
 
 
-def fitting(task: TaskSection, model: PreTrainedModel, widest: int) -> int:
-    """How many tokens of a data set's rows the base takes, found by trying the widest one.
+def vocabulary(model: PreTrainedModel) -> int | None:
+    """How many token ids a model knows; None where it has no table of them (CANINE hashes)."""
+    try:
+        return int(model.get_input_embeddings().weight.shape[0])
+    except (NotImplementedError, AttributeError):
+        return None
+
+
+def longest_row(tables: Iterable[TokenTable]) -> Inputs:
+    """The inputs of the longest row of several tables, (1, tokens) each."""
+    table = max(tables, key=lambda one: int(one.lengths.max()))
+    return table.gather(torch.tensor([int(table.lengths.argmax())])).inputs
+
+
+def fitting(task: TaskSection, model: PreTrainedModel, objective: Objective, row: Inputs) -> int:
+    """How many tokens of a data set's rows the base takes, found by trying the longest one.
 
     Args:
-        widest: tokens of the longest row, or of a prompt with its answer.
+        model: the base, on the CPU, where an index beyond a table is an error.
+        objective: whose forward pass is tried.
+        row: the inputs of the longest row, or of a prompt with its answer, (1, tokens) each.
 
     Raises:
         ScenarioError: if it takes fewer and the scenario says how many, or takes none.
     """
-    most = most_tokens(model, widest)
+    width = row["input_ids"].shape[1]
+    most = most_tokens(model, objective, row)
     if not most:
-        raise ScenarioError(
-            f"task.base = {task.base!r}: not even one token goes through it: {_fault(model, 1)}"
-        )
-    if most < widest and task.max_length is not None:
+        reason = _fault(model, objective, _cut(row, 1))
+        raise ScenarioError(f"task.base = {task.base!r}: no row goes through it: {reason}")
+    if most < width and task.max_length is not None:
         raise too_long(task, most)
     return most
 
 
-def most_tokens(model: PreTrainedModel, width: int) -> int:
-    """The most tokens, up to a width, of a row that goes through a model; found by trying.
-
-    Args:
-        model: the base, on the CPU, where an index beyond a table is an error.
-        width: of the longest row.
+def most_tokens(model: PreTrainedModel, objective: Objective, row: Inputs) -> int:
+    """The most tokens of a row that go through a model; arguments as for `fitting`.
 
     Returns:
-        `width` where such a row goes through; 0 where not even one token does.
+        All of them where the row goes through; 0 where not even one does.
     """
-    if _fault(model, width) is None:
+    width = int(row["input_ids"].shape[1])
+    if _fault(model, objective, row) is None:
         return width
     least, most = 0, width
     while most - least > 1:
         middle = (least + most) // 2
-        least, most = (middle, most) if _fault(model, middle) is None else (least, middle)
+        passes = _fault(model, objective, _cut(row, middle)) is None
+        least, most = (middle, most) if passes else (least, middle)
     return least
 
 
+def _cut(row: Inputs, width: int) -> Inputs:
+    """A row of so many tokens, its last one (a closing one, perhaps) among them."""
+    return {name: torch.cat([t[:, : width - 1], t[:, -1:]], 1) for name, t in row.items()}
+
+
 @torch.no_grad()
-def _fault(model: PreTrainedModel, width: int) -> str | None:
-    """Why a row of so many tokens does not go through, or None."""
-    words = model.get_input_embeddings().weight.shape[0]
-    token = ((getattr(model.config, "pad_token_id", None) or 0) + 1) % words
+def _fault(model: PreTrainedModel, objective: Objective, row: Inputs) -> str | None:
+    """Why a row does not go through a model, or None."""
     try:
-        model(input_ids=torch.full((1, width), token))
+        objective.logits(model, row)
     except (IndexError, RuntimeError, ValueError) as error:
         return first_line(error)
     return None

@@ -12,7 +12,7 @@ from fedtune.tasks.base import Classification
 from fedtune.tasks.bases import load_base, load_tokenizer
 from fedtune.tasks.examples import Examples
 from fedtune.tasks.labels import encode_labels, keep_single_labels
-from fedtune.tasks.lengths import fitting, longest
+from fedtune.tasks.lengths import fitting, longest, longest_row
 from fedtune.tasks.sources import OWN_TEST, load_splits
 from fedtune.tasks.tokens import Columns, TokenTable, tokenise
 from fedtune.tasks.words import INTENTS, intents
@@ -42,16 +42,16 @@ def load_text(task: TaskSection) -> Examples:
             for name, split in single.items()
         }
 
-    tables = encoded(length)
-    widest = max(int(table.lengths.max()) for table in tables.values())
-    if (most := fitting(task, base.model, widest)) < widest:
+    tables, objective = encoded(length), Classification()
+    row = longest_row(tables.values())
+    if (most := fitting(task, base.model, objective, row)) < row["input_ids"].shape[1]:
         tables = encoded(most)
         notes.append(f"data: rows are cut to {most} tokens, the most that {task.base} takes")
     dropped = sum(len(splits[n]) - len(single[n]) for n in splits)
     left_out = {SEVERAL: dropped} if dropped else {}
     notes += [f"data: {count} {what}" for what, count in left_out.items()]
     return Examples(
-        base, Classification(), tables["train"], tables["test"], single["train"], classes,
+        base, objective, tables["train"], tables["test"], single["train"], classes,
         notes=[*notes, *base.notes], left_out=left_out,
     )  # fmt: skip
 

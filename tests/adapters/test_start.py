@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -191,3 +192,21 @@ def test_a_server_without_weights_cannot_send_what_saved_modules_begin_as(folder
     meta, section = torch.device("meta"), AdapterSection(modules_to_save=["norm"])
     with pytest.raises(ScenarioError, match="no weights of the base that they begin as"):
         wrap(base, section, "lora", "shared", 0, meta, torch.float32)
+
+
+def test_rows_that_do_not_go_through_the_base_are_a_line(folders):
+    made = adapted(folders("llama"), "causal-lm", None)
+    setting = _setting(made)
+    odd = Table({"input_ids": torch.full((4, 3), 10_000)}, torch.zeros(4, dtype=torch.long))
+    with pytest.raises(ScenarioError, match="the first rows do not go through LlamaForCausalLM"):
+        check_start(replace(setting, data=odd), np.arange(2))
+
+
+def test_layers_that_a_checkpoint_does_not_hold_are_told(tmp_path):
+    path = save_family("bert", tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    task = TaskSection(kind="text-classification", base=path, data="x.csv")
+    (note,) = load_base(task, CLASSES).notes
+    assert "tensors of" in note
+    assert "begin anew and are trained whole (bert.encoder.layer.2." in note

@@ -16,7 +16,6 @@ import torch
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -37,9 +36,11 @@ def adapter_model(folder: Path):
     base = told["base_model_name_or_path"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = AUTO[told["task_type"]].from_pretrained(
-            base, config=AutoConfig.from_pretrained(folder), dtype=torch.float32
-        )
+        labels = folder / "labels.json"
+        names = json.loads(labels.read_text()) if labels.is_file() else []
+        ids = {name: place for place, name in enumerate(names)}
+        given = {"id2label": dict(enumerate(names)), "label2id": ids} if names else {}
+        model = AUTO[told["task_type"]].from_pretrained(base, dtype=torch.float32, **given)
         return PeftModel.from_pretrained(model, folder).eval(), AutoTokenizer.from_pretrained(base)
 
 

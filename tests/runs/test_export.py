@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
 import torch
-from peft import AutoPeftModel, AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
+from peft import (
+    AutoPeftModel,
+    AutoPeftModelForCausalLM,
+    AutoPeftModelForSequenceClassification,
+    PeftModelForCausalLM,
+)
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import fedtune
@@ -104,21 +110,23 @@ def test_an_adapter_of_a_rank_is_held_against_the_shortened_products(tmp_path, d
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
 def test_pefts_auto_class_of_a_classifier_loads_the_adapter(tmp_path, data, name):
     done = trained(tmp_path, data, name, "text-classification")
-    model = AutoPeftModelForSequenceClassification.from_pretrained(done.adapter, num_labels=3)
-    told = AutoConfig.from_pretrained(done.adapter)
-    assert told.id2label == dict(enumerate(done.summary["classes"]))
+    labels = json.loads((done.adapter / "labels.json").read_text())
+    names = dict(enumerate(labels))
+    model = AutoPeftModelForSequenceClassification.from_pretrained(done.adapter, id2label=names)
+    assert model.get_base_model().config.id2label == dict(enumerate(done.summary["classes"]))
     own = fedtune.load_model(done)
     ids = torch.tensor([[12, 13, 14]])
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(ids).logits, own(ids).logits)
 
 
-def test_pefts_auto_class_of_a_decoder_loads_the_adapter(tmp_path, data):
+def test_transformers_own_loading_of_an_adapter_takes_the_folder(tmp_path, data):
     done = trained(tmp_path, data, "llama", "causal-lm")
-    model = AutoPeftModelForCausalLM.from_pretrained(done.adapter)
-    assert isinstance(
-        model.get_base_model(), type(AutoModelForCausalLM.from_pretrained(tmp_path / "base"))
-    )
+    model = AutoModelForCausalLM.from_pretrained(done.adapter).eval()
+    assert isinstance(AutoPeftModelForCausalLM.from_pretrained(done.adapter), PeftModelForCausalLM)
+    ids = torch.tensor([[12, 13, 14]])
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, fedtune.load_model(done)(ids).logits)
 
 
 def test_pefts_auto_class_finds_the_base_of_an_image_classifier(tmp_path):

@@ -8,6 +8,7 @@ import transformers
 
 from fedtune.errors import ScenarioError
 from fedtune.scenario.task import TaskSection
+from fedtune.tasks.base import Classification
 from fedtune.tasks.bases import load_base
 from fedtune.tasks.language import load_language
 from fedtune.tasks.lengths import fitting, most_tokens, positions
@@ -47,15 +48,27 @@ def bare(name: str) -> transformers.PreTrainedModel:
     return transformers.AutoModel.from_config(config).eval()
 
 
+class Body(Classification):
+    """Tries a bare model."""
+
+    def logits(self, model, inputs):
+        return model(**inputs)[0]
+
+
+def row(width: int) -> dict[str, torch.Tensor]:
+    ids = torch.full((1, width), 12)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
 @pytest.mark.parametrize("name", [*TABLES, *MORE])
 def test_the_limit_that_is_read_off_is_the_one_that_is_found_by_trying(name):
     model = bare(name)
-    assert most_tokens(model, 64) == positions(model)
+    assert most_tokens(model, Body(), row(64)) == positions(model)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gemma", "gpt-neox"])
 def test_a_base_without_a_table_takes_any_length(name):
-    assert most_tokens(bare(name), 200) == 200
+    assert most_tokens(bare(name), Body(), row(200)) == 200
 
 
 def rows(folder, words: int) -> str:
@@ -118,9 +131,38 @@ def test_a_position_table_keeps_its_padding_index_whatever_the_tokenizer_pads_wi
     assert load_base(task, ["a", "b"]).model.config.pad_token_id == PAD != words.pad_token_id
 
 
-def test_a_base_that_nothing_goes_through_is_refused_with_the_reason(tmp_path):
+def test_a_base_that_nothing_goes_through_is_refused_with_the_reason():
     task = TaskSection(kind="causal-lm", base="x", data="y.csv", text="text")
     model = bare("llama")
     model.layers[0].mlp = torch.nn.Linear(3, 3)
-    with pytest.raises(ScenarioError, match=r"not even one token .*shapes cannot be multiplied"):
-        fitting(task, model, 5)
+    with pytest.raises(ScenarioError, match=r"no row goes through it: .*cannot be multiplied"):
+        fitting(task, model, Body(), row(5))
+
+
+SEQUENCES = {
+    "bart": {
+        "vocab_size": len(WORDS), "d_model": 16, "encoder_layers": 1, "decoder_layers": 1,
+        "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 24,
+        "decoder_ffn_dim": 24, "max_position_embeddings": 30,
+    },
+    "t5": {
+        "vocab_size": len(WORDS), "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1,
+        "num_heads": 2, "decoder_start_token_id": PAD,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_a_base_that_reads_a_row_at_its_closing_token_is_tried_with_one(tmp_path, name):
+    special = {"eos_token_id": WORDS.index("[EOS]"), "pad_token_id": PAD, "bos_token_id": None}
+    config = transformers.AutoConfig.for_model(name, **SEQUENCES[name], **special, num_labels=2)
+    made = transformers.AutoModelForSequenceClassification.from_config(config)
+    made.save_pretrained(tmp_path / "base")
+    tokenizer(closing="[EOS]", pad="[PAD]", eos="[EOS]").save_pretrained(tmp_path / "base")
+    task = TaskSection(
+        kind="text-classification", base=str(tmp_path / "base"), data=rows(tmp_path, 60)
+    )
+    found = load_text(task)
+    if name == "bart":
+        assert int(found.train.lengths.max()) == SEQUENCES[name]["max_position_embeddings"]
+    found.base.model(**found.train.gather(torch.arange(2)).inputs)
