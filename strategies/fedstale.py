@@ -83,4 +83,4 @@ def _with_added(updates: Updates, row: Tensor, times: float) -> Updates:
     assert updates.mixing is not None
     added = updates.mixing.new_full((len(updates.mixing), 1), times)
     mixing = torch.cat([updates.mixing, added], 1)
-    return replace(updates, replies=torch.cat([updates.replies, row.unsqueeze(0)]), mixing=mixing)
+    return replace(updates, replies=torch.cat([updates.replies, row.unsqueeze(0)]), steps=(mixing,))

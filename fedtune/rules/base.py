@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-BLOCK_BYTES = {"cpu": 2 << 20}  # fits a cache
-OTHER_BLOCK_BYTES = 64 << 20
+from fedtune.rules.gram import (
+    BLOCK_BYTES,
+    by_columns,
+    centred_gram_of,
+    column_blocks,
+    combination,
+    distances_between,
+    distances_of,
+    fill,
+    gram_of,
+    norms_of,
+)
 
 
 @dataclass(frozen=True)
@@ -24,8 +34,8 @@ class Updates:
         clients: their logical ids, rising.
         server_round: number of the round, and
         seed: of the run, for rules that draw.
-        mixing: (m, n) float64, what pre-aggregation made of the replies: the rule's rows are
-            mixing · replies. None: the replies themselves.
+        steps: what pre-aggregation made of the replies, one linear map after another, float64:
+            (m, k), or (m,) that scales each row; none: the replies themselves.
         trusted: (d,), the update from the server's own data, where a rule asks for one.
     """
 
@@ -34,43 +44,65 @@ class Updates:
     clients: Sequence[int] = ()
     server_round: int = 1
     seed: int = 0
-    mixing: Tensor | None = None
+    steps: tuple[Tensor, ...] = ()
     trusted: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.replies) if self.mixing is None else len(self.mixing)
+        return len(self.steps[-1]) if self.steps else len(self.replies)
+
+    @cached_property
+    def mixing(self) -> Tensor | None:
+        """(m, n) float64: the rule's rows are mixing · replies. None: the replies themselves."""
+        start = torch.eye(len(self.replies), dtype=torch.float64)
+        return reduce(_stepped, self.steps, start) if self.steps else None
 
     @cached_property
     def rows(self) -> Tensor:
         """The rows that a rule aggregates, (m, d), in the replies' dtype."""
-        return self.replies if self.mixing is None else self.mixing.to(self.replies) @ self.replies
+        if not self.steps:
+            return self.replies
+        return fill(self.replies.new_empty(len(self), self.replies.shape[1]), self.blocks())
 
-    @property
+    def blocks(self) -> Iterator[Tensor]:
+        """The rows in float64, by blocks of columns, (m, w)."""
+        steps = [step.to(self.replies.device) for step in self.steps]
+        for block in column_blocks(self.replies):
+            yield reduce(_stepped, steps, block.double())
+
+    @cached_property
+    def norms(self) -> Tensor:
+        """Lengths of the rows, (m,) float64 on the CPU; an update of zero has none."""
+        return norms_of(self.blocks)
+
+    @cached_property
     def gram(self) -> Tensor:
         """Rows · rowsᵀ, (m, m) float64 on the CPU."""
-        return self._grams[0]
+        return gram_of(self.blocks)
+
+    @cached_property
+    def centred(self) -> Tensor:
+        """The same of the rows less a point near most of them."""
+        return centred_gram_of(self.blocks)
 
     @property
     def distances(self) -> Tensor:
         """Squared Euclidean distances between the rows, (m, m) float64."""
-        return distances_of(self._grams[1])
+        return self._distances.clone()
 
     @cached_property
-    def _grams(self) -> tuple[Tensor, Tensor]:
-        """One pass over the replies serves every rule."""
-        return grams_of(self.replies)
+    def _distances(self) -> Tensor:
+        return distances_between(self.blocks, self.centred)
 
-    def mixed(self, mixing: Tensor) -> Updates:
+    def mixed(self, mixing: Tensor, centred: Tensor | None = None) -> Updates:
         """These updates with each row replaced by a combination of rows.
 
         Args:
-            mixing: (k, m) float64.
+            mixing: (k, m) float64, or (m,) that scales each row.
+            centred: of the new rows, where it is known already.
         """
-        total = mixing if self.mixing is None else mixing @ self.mixing
-        made = replace(self, mixing=total)
-        gram, centred = (mixing @ one @ mixing.T for one in self._grams)
-        keeps_means = bool(torch.allclose(mixing.sum(1), mixing.new_ones(len(mixing)), atol=1e-12))
-        made.__dict__["_grams"] = (gram, centred if keeps_means else gram)
+        made = replace(self, steps=(*self.steps, mixing))
+        if centred is not None:
+            made.__dict__["centred"] = centred
         return made
 
     def replaced(self, rows: Mapping[int, Tensor]) -> Updates:
@@ -85,8 +117,16 @@ class Updates:
         Args:
             coefficients: (m,) float64.
         """
-        over = coefficients if self.mixing is None else coefficients @ self.mixing
-        return Aggregate(over.to(self.replies) @ self.replies, over)
+        if self.mixing is None:
+            return Aggregate(combination(coefficients, self.replies), coefficients)
+        *steps, last = self.steps
+        if last.ndim == 1:
+            steps += [(coefficients * last)[None]]
+        else:
+            kept = coefficients.nonzero().ravel()
+            steps += [last[kept], coefficients[kept][None]]
+        summed = replace(self, steps=tuple(steps)).rows[0]
+        return Aggregate(summed, coefficients @ self.mixing)
 
 
 @runtime_checkable
@@ -118,49 +158,23 @@ class Aggregate:
     notes: dict[str, float] = field(default_factory=dict)
 
 
+def _stepped(rows: Tensor, step: Tensor) -> Tensor:
+    return step[:, None] * rows if step.ndim == 1 else step @ rows
+
+
 def grams_of(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """X · Xᵀ, and the same of X less the mean of its rows, both (n, n) float64 on the CPU.
-
-    Accumulated in float64 over blocks of columns, so no float64 copy of X is held. Distances are
-    taken from the second: what all updates have in common cancels before it is squared.
-    """
-    n = len(matrix)
-    centred = torch.zeros(n, n, dtype=torch.float64, device=matrix.device)
-    along = torch.zeros(n, dtype=torch.float64, device=matrix.device)
-    common = torch.zeros((), dtype=torch.float64, device=matrix.device)
-    for block in column_blocks(matrix):
-        block = block.double()
-        mean = block.mean(0)
-        block = block - mean
-        centred.addmm_(block, block.T)
-        along += block @ mean
-        common += mean @ mean
-    centred = (centred + centred.T) / 2
-    return (centred + along[:, None] + along[None, :] + common).cpu(), centred.cpu()
+    """X · Xᵀ, and the same of X less a point near most of its rows, (n, n) float64 on the CPU."""
+    updates = Updates(matrix, matrix.new_empty(0))
+    return updates.gram, updates.centred
 
 
-def column_blocks(matrix: Tensor) -> Iterator[Tensor]:
-    """Views of consecutive columns of (n, d), each so small that work on it stays in cache."""
-    yield from matrix.split(_width(matrix), dim=1)
-
-
-def _width(matrix: Tensor) -> int:
-    return max(1, BLOCK_BYTES.get(matrix.device.type, OTHER_BLOCK_BYTES) // (8 * len(matrix)))
-
-
-def by_columns(matrix: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """A function of columns, (n, w) to (w,), over all of (n, d): the intermediates stay small.
-
-    Results go to one tensor at once: kept apart, they would split the memory that blocks reuse.
-    """
-    found = matrix.new_empty(matrix.shape[1])
-    for part, block in zip(found.split(_width(matrix)), column_blocks(matrix), strict=True):
-        part.copy_(function(block))
-    return found
-
-
-def distances_of(gram: Tensor) -> Tensor:
-    """Squared Euclidean distances between rows, of their Gram matrix."""
-    norms = gram.diagonal()
-    found = (norms[:, None] + norms[None, :] - 2.0 * gram).clamp_min(0.0)
-    return found.fill_diagonal_(0.0)
+__all__ = [
+    "BLOCK_BYTES",
+    "Aggregate",
+    "Stateful",
+    "Updates",
+    "by_columns",
+    "column_blocks",
+    "distances_of",
+    "grams_of",
+]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fedtune.rules.base import Aggregate, Updates
+from fedtune.rules.gram import combination
 
 
 class CenteredClipping:
@@ -26,12 +27,13 @@ class CenteredClipping:
         rows = updates.rows
         center = self.center
         center = torch.zeros_like(rows[0]) if center is None else center.to(rows)
+        part = 0.5 ** len(rows).bit_length()  # it changes no digit, and no sum overflows
         for _ in range(self.iterations):
             apart = rows - center
             norms = apart.double().norm(dim=1)
             tau = float(norms.median()) if self.tau is None else self.tau
             scale = torch.where(norms > tau, tau / norms, 1.0)
-            center = center + (scale.to(rows) @ apart) / len(rows)
+            center = center + combination(part * scale.cpu(), apart) / (part * len(rows))
         self.center = center
         return Aggregate(center.clone())
 

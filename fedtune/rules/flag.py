@@ -38,7 +38,7 @@ class Flag:
 
     def __call__(self, updates: Updates) -> Aggregate:
         """Coefficients may be negative: a subspace does not know a direction from its opposite."""
-        norms = updates.gram.diagonal().sqrt()
+        norms = updates.norms
         alive = norms > 0
         if not bool(alive.any()):
             return updates.combined(torch.zeros(len(updates), dtype=torch.float64))

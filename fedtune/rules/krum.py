@@ -11,6 +11,8 @@ from torch import Tensor
 from fedtune.rules.base import Aggregate, Updates, by_columns
 from fedtune.rules.coordinates import meamed
 
+TIE = 1 + 1e-9
+
 
 @dataclass(frozen=True)
 class Krum:
@@ -24,7 +26,7 @@ class Krum:
 
     def __call__(self, updates: Updates) -> Aggregate:
         """A linear combination with one coefficient."""
-        best = krum_order(updates.distances, self.f)[0]
+        best = krum_order(updates.distances, self.f, updates.centred)[0]
         return updates.combined(_one_hot(best, len(updates)))
 
 
@@ -44,7 +46,7 @@ class MultiKrum:
         """One client, one vote."""
         n = len(updates)
         count = max(1, min(n, self.q if self.q is not None else n - self.f))
-        chosen = krum_order(updates.distances, self.f)[:count]
+        chosen = krum_order(updates.distances, self.f, updates.centred)[:count]
         coefficients = torch.zeros(n, dtype=torch.float64)
         coefficients[chosen] = 1.0 / count
         return updates.combined(coefficients)
@@ -65,26 +67,39 @@ class Bulyan:
         n = len(updates)
         f = max(0, min(self.f, (n - 3) // 4))
         left, chosen = list(range(n)), []
-        distances = updates.distances
+        distances, centred = updates.distances, updates.centred
         for _ in range(n - 2 * f):
-            chosen.append(left.pop(krum_order(distances[left][:, left], f)[0]))
+            inside, about = (one[left][:, left] for one in (distances, centred))
+            chosen.append(left.pop(krum_order(inside, f, about)[0]))
         kept, count = sorted(chosen), n - 4 * f
         update = by_columns(updates.rows, lambda block: meamed(block[kept], count))
         return Aggregate(update, notes={"f_used": float(f)})
 
 
-def krum_order(distances: Tensor, f: int) -> list[int]:
+def krum_order(distances: Tensor, f: int, centred: Tensor | None = None) -> list[int]:
     """Rows by rising score: the sum of squared distances to the n - f - 2 nearest (at least one).
 
     Two rows that are each other's only neighbour have one score; then the sum of all distances
     decides, so that the order of clients does not.
+
+    Args:
+        distances: squared.
+        f: Byzantine rows.
+        centred: Gram matrix of the rows less a point near most of them. With it the sums of all
+            distances are compared without what they share: a distant row drowns no difference.
     """
     n = len(distances)
     if n == 1:
         return [0]
     others = distances.clone().fill_diagonal_(torch.inf).sort(1).values[:, : n - 1]
-    scores = others[:, : max(1, min(n - 1, n - f - 2))].sum(1)
-    return [int(i) for i in np.lexsort((others.sum(1).numpy(), scores.numpy()))]
+    scores, totals = others[:, : max(1, min(n - 1, n - f - 2))].sum(1), others.sum(1)
+    if centred is not None:
+        totals = n * centred.diagonal() - 2.0 * centred.sum(1)
+    order = scores.argsort(stable=True)
+    rising = scores[order]
+    steps = (rising[1:] > TIE * rising[:-1]).cumsum(0)
+    rank = torch.zeros(n, dtype=torch.int64).index_copy_(0, order[1:], steps)
+    return [int(i) for i in np.lexsort((totals.numpy(), rank.numpy()))]
 
 
 def _one_hot(index: int, n: int) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from fedtune.rules.base import Aggregate, Updates
+from fedtune.rules.gram import combination
 
 
 @dataclass(frozen=True)
@@ -15,11 +16,10 @@ class Mean:
 
     def __call__(self, updates: Updates) -> Aggregate:
         """The update and the weights."""
-        if updates.mixing is None:
-            return updates.combined(updates.weights)
-        return updates.combined(
-            torch.full((len(updates),), 1.0 / len(updates), dtype=torch.float64)
-        )
+        n, over = len(updates), updates.weights
+        if updates.mixing is not None:
+            over = torch.full((n,), 1.0 / n, dtype=torch.float64) @ updates.mixing
+        return Aggregate(combination(over, updates.replies), over)
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class NormalizedMean:
     """The mean of the updates' directions, at their median length: what `flag` is compared with."""
 
     def __call__(self, updates: Updates) -> Aggregate:
-        """Updates of length zero count as zero."""
-        norms = updates.gram.diagonal().sqrt()
+        """Updates of length zero have no direction: they count as zero."""
+        norms = updates.norms
         scale = torch.where(norms > 0, norms.median() / norms, 0.0)
         return updates.combined(scale / len(updates))

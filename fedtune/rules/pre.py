@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -27,8 +26,8 @@ class NNM:
         count = max(1, n - self.f)
         distances = updates.distances.fill_diagonal_(-1.0)
         nearest = torch.argsort(distances, dim=1, stable=True)[:, :count]
-        mixing = torch.zeros(n, n, dtype=torch.float64)
-        return updates.mixed(mixing.scatter_(1, nearest, 1.0 / count))
+        mixing = torch.zeros(n, n, dtype=torch.float64).scatter_(1, nearest, 1.0 / count)
+        return updates.mixed(mixing, mixing @ updates.centred @ mixing.T)
 
 
 @dataclass(frozen=True)
@@ -84,11 +83,11 @@ class ARC:
         """f = 0 cuts nothing."""
         n = len(updates)
         f = min(self.f, n)
-        longest = updates.gram.diagonal().sqrt().sort(descending=True).values
-        cut = min(n - 1, math.floor(2 * f * (n - f) / n))
+        longest = updates.norms.sort(descending=True).values
+        cut = min(n - 1, 2 * f * (n - f) // n)
         return _clipped(updates, float(longest[cut]))
 
 
 def _clipped(updates: Updates, norm: float) -> Updates:
-    lengths = updates.gram.diagonal().sqrt()
-    return updates.mixed(torch.diag(torch.where(lengths > norm, norm / lengths, 1.0)))
+    lengths = updates.norms
+    return updates.mixed(torch.where(lengths > norm, norm / lengths, 1.0))

@@ -10,6 +10,7 @@ from torch import Tensor
 from fedtune.errors import RunError
 from fedtune.randomness import generator
 from fedtune.rules.base import Aggregate, Updates
+from fedtune.rules.gram import centred_gram_of
 
 MOST_REMOVED = 16
 
@@ -70,13 +71,23 @@ class DnC:
             size = min(d, self.coordinates)
             chosen = torch.from_numpy(draw.choice(d, size, replace=False, shuffle=False))
             part = rows[:, chosen.to(rows.device)].double()
-            centred = (part - part.mean(0)).cpu()
-            values, vectors = torch.linalg.eigh(centred @ centred.T)
-            scores = values[-1] * vectors[:, -1].square()
             good = torch.ones(n, dtype=torch.bool)
-            good[torch.argsort(scores, descending=True, stable=True)[:dropped]] = False
+            good[_by_projection(part)[:dropped]] = False
             kept = kept & good if bool((kept & good).any()) else good
         return updates.combined(kept.double() / kept.sum())
+
+
+def _by_projection(rows: Tensor) -> Tensor:
+    """Rows by falling square of their projection on the top singular vector of the centred rows.
+
+    Their projections p are of the rows less a point near most of them, so that the order of
+    (p - p̄)² is that of p (p - 2p̄), in which honest rows do not drown where p̄ is an attacker's.
+    """
+    gram = centred_gram_of(lambda: iter([rows]))
+    away = gram - gram.mean(0)
+    vector = torch.linalg.eigh(away - away.mean(1, keepdim=True)).eigenvectors[:, -1]
+    along = gram @ vector
+    return torch.argsort(along * (along - 2.0 * along.mean()), descending=True, stable=True)
 
 
 Found = tuple[float, float, list[int]]
