@@ -92,18 +92,17 @@ def trimmed_mean_of(columns: Tensor, f: int) -> Tensor:
 def nearest_mean_of(columns: Tensor, middle: Tensor, count: int) -> Tensor:
     """The mean of each ordered column's `count` values nearest to its middle.
 
-    In order, these are neighbours: of the runs of that many values the one that reaches least far
-    from the middle, and of equal ones that of lesser values.
+    In order, these are neighbours. Of two values as near as each other the lesser counts.
 
     Args:
         columns: (n, d), each in rising order.
         middle: (d,).
         count: at most n.
     """
-    starts = len(columns) - count + 1
-    reach = torch.maximum(middle - columns[:starts], columns[count - 1 :] - middle)
+    last = len(columns) - count
+    nearer = columns[count:] - middle < middle - columns[:last]  # than the run's first: it moves on
     places = torch.arange(count, device=columns.device)[:, None]
-    return columns.gather(0, reach.argmin(0) + places).mean(0)
+    return columns.gather(0, nearer.sum(0) + places).mean(0)
 
 
 def meamed(rows: Tensor, count: int) -> Tensor:
