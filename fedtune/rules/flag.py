@@ -21,7 +21,8 @@ class Flag:
     v_i = ‖Yᵀx̂_i‖² of the unit-norm updates x̂, v_ij the same for their unit-norm differences. Solved
     by iteratively reweighted least squares in Gram form: with K = RᵀR, the top m eigenvectors Q of
     R·L·Rᵀ, L = diag(ω) + 2·Laplacian of the pairs. The aggregate is Y·Yᵀ·X̂·1/n, at the median
-    length of the updates. Zero updates count as zero.
+    length of the updates. Zero updates have no direction and are left out of all that; where they
+    are the majority, the aggregate is zero.
 
     Attributes:
         m: dimension of the subspace; by default (n + 1) / 2, as in the paper's experiments.
@@ -40,9 +41,9 @@ class Flag:
         """Coefficients may be negative: a subspace does not know a direction from its opposite."""
         norms = updates.norms
         alive = norms > 0
-        if not bool(alive.any()):
+        if not float(norms.median()):
             return updates.combined(torch.zeros(len(updates), dtype=torch.float64))
-        scale = torch.where(alive, 1.0 / norms.clamp_min(1e-300), 0.0)
+        scale = torch.where(alive, 1.0 / norms, 0.0)
         unit = updates.gram * scale[:, None] * scale[None, :]
         factor = factor_of(unit)
         count = int(alive.sum())
