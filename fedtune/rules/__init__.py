@@ -7,7 +7,8 @@ small classes whose constructor arguments are the scenario's parameters; none kn
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fedtune.errors import ScenarioError
@@ -50,6 +51,14 @@ PRE: dict[str, Callable[..., PreAggregator]] = {
     "clip": Clip,
     "arc": ARC,
 }
+
+
+def aggregated(updates: Updates, pre: Sequence[PreAggregator], rule: Rule) -> Aggregate:
+    """What pre-aggregators, in order, and then a rule make of a round, with the notes of all."""
+    for part in pre:
+        updates = part(updates)
+    found = rule(updates)
+    return replace(found, notes={**updates.notes, **found.notes})
 
 
 def make_rule(name: str, f: int = 0, parameters: Mapping[str, Any] | None = None) -> Rule:
@@ -111,6 +120,7 @@ __all__ = [
     "Rule",
     "ServerOptimizer",
     "Updates",
+    "aggregated",
     "make_pre",
     "make_rule",
     "make_server_optimizer",

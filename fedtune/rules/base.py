@@ -37,6 +37,7 @@ class Updates:
         steps: what pre-aggregation made of the replies, one linear map after another, float64:
             (m, k), or (m,) that scales each row; none: the replies themselves.
         trusted: (d,), the update from the server's own data, where a rule asks for one.
+        notes: numbers for the round's metrics, from pre-aggregation.
     """
 
     replies: Tensor
@@ -46,6 +47,7 @@ class Updates:
     seed: int = 0
     steps: tuple[Tensor, ...] = ()
     trusted: Tensor | None = None
+    notes: Mapping[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.steps[-1]) if self.steps else len(self.replies)
@@ -93,14 +95,21 @@ class Updates:
     def _distances(self) -> Tensor:
         return distances_between(self.blocks, self.centred)
 
-    def mixed(self, mixing: Tensor, centred: Tensor | None = None) -> Updates:
+    def mixed(
+        self,
+        mixing: Tensor,
+        centred: Tensor | None = None,
+        notes: Mapping[str, float] | None = None,
+    ) -> Updates:
         """These updates with each row replaced by a combination of rows.
 
         Args:
             mixing: (k, m) float64, or (m,) that scales each row.
             centred: of the new rows, where it is known already.
+            notes: more numbers for the round's metrics.
         """
-        made = replace(self, steps=(*self.steps, mixing))
+        steps, notes = (*self.steps, mixing), {**self.notes, **(notes or {})}
+        made = replace(self, steps=steps, notes=notes)
         if centred is not None:
             made.__dict__["centred"] = centred
         return made

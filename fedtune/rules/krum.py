@@ -19,15 +19,14 @@ class Krum:
     """The update with the least sum of squared distances to its n - f - 2 nearest.
 
     Attributes:
-        f: Byzantine clients; the rule's bound holds for n ≥ 2f + 3.
+        f: Byzantine clients; lowered to (n - 3) / 2 where replies are fewer than 2f + 3.
     """
 
     f: int = 0
 
     def __call__(self, updates: Updates) -> Aggregate:
         """A linear combination with one coefficient."""
-        best = krum_order(updates.distances, self.f, updates.centred)[0]
-        return updates.combined(_one_hot(best, len(updates)))
+        return _best(updates, self.f, 1)
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class MultiKrum:
     """The mean of the q updates with the best Krum scores.
 
     Attributes:
-        f: Byzantine clients.
+        f: Byzantine clients; scores are for (n - 3) / 2 where replies are fewer than 2f + 3.
         q: how many; by default n - f, so that f = 0 is the mean.
     """
 
@@ -45,11 +44,8 @@ class MultiKrum:
     def __call__(self, updates: Updates) -> Aggregate:
         """One client, one vote."""
         n = len(updates)
-        count = max(1, min(n, self.q if self.q is not None else n - self.f))
-        chosen = krum_order(updates.distances, self.f, updates.centred)[:count]
-        coefficients = torch.zeros(n, dtype=torch.float64)
-        coefficients[chosen] = 1.0 / count
-        return updates.combined(coefficients)
+        count = self.q if self.q is not None else n - self.f
+        return _best(updates, self.f, max(1, min(n, count)))
 
 
 @dataclass(frozen=True)
@@ -102,7 +98,12 @@ def krum_order(distances: Tensor, f: int, centred: Tensor | None = None) -> list
     return [int(i) for i in np.lexsort((totals.numpy(), rank.numpy()))]
 
 
-def _one_hot(index: int, n: int) -> Tensor:
-    found = torch.zeros(n, dtype=torch.float64)
-    found[index] = 1.0
-    return found
+def _best(updates: Updates, f: int, count: int) -> Aggregate:
+    """The mean of the rows with the best scores."""
+    n = len(updates)
+    f = max(0, min(f, (n - 3) // 2))
+    coefficients = torch.zeros(n, dtype=torch.float64)
+    order = krum_order(updates.distances, f, updates.centred)
+    coefficients[order[:count]] = 1.0 / count
+    found = updates.combined(coefficients)
+    return Aggregate(found.update, found.coefficients, {"f_used": float(f)})

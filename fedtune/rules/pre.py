@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +15,11 @@ from fedtune.rules.base import Updates
 class NNM:
     """Nearest-neighbour mixing (Allouah et al., 2023): a row becomes the mean of its n - f nearest.
 
+    It makes a robust rule better and is none itself: an attacker's row stays a row, of which the
+    attacker's own update is a 1 / (n - f)-th. `mean` after it has no bound.
+
     Attributes:
-        f: Byzantine clients.
+        f: Byzantine clients; lowered to (n - 1) / 2 where replies are too few.
     """
 
     f: int = 0
@@ -23,11 +27,12 @@ class NNM:
     def __call__(self, updates: Updates) -> Updates:
         """A row is its own nearest; f = 0 makes all rows the mean."""
         n = len(updates)
-        count = max(1, n - self.f)
+        f = min(self.f, (n - 1) // 2)
         distances = updates.distances.fill_diagonal_(-1.0)
-        nearest = torch.argsort(distances, dim=1, stable=True)[:, :count]
-        mixing = torch.zeros(n, n, dtype=torch.float64).scatter_(1, nearest, 1.0 / count)
-        return updates.mixed(mixing, mixing @ updates.centred @ mixing.T)
+        nearest = torch.argsort(distances, dim=1, stable=True)[:, : n - f]
+        mixing = torch.zeros(n, n, dtype=torch.float64).scatter_(1, nearest, 1.0 / (n - f))
+        centred = mixing @ updates.centred @ mixing.T
+        return updates.mixed(mixing, centred, {"nnm_f_used": float(f)})
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class ARC:
     The k = ⌊2f(n - f)/n⌋ longest rows are cut to the length of the next.
 
     Attributes:
-        f: Byzantine clients.
+        f: Byzantine clients; lowered to (n - 1) / 2 where replies are too few.
     """
 
     f: int = 0
@@ -82,12 +87,13 @@ class ARC:
     def __call__(self, updates: Updates) -> Updates:
         """f = 0 cuts nothing."""
         n = len(updates)
-        f = min(self.f, n)
+        f = min(self.f, (n - 1) // 2)
         longest = updates.norms.sort(descending=True).values
-        cut = min(n - 1, 2 * f * (n - f) // n)
-        return _clipped(updates, float(longest[cut]))
+        cut = 2 * f * (n - f) // n
+        return _clipped(updates, float(longest[cut]), {"arc_f_used": float(f)})
 
 
-def _clipped(updates: Updates, norm: float) -> Updates:
+def _clipped(updates: Updates, norm: float, notes: Mapping[str, float] | None = None) -> Updates:
     lengths = updates.norms
-    return updates.mixed(torch.where(lengths > norm, norm / lengths, 1.0))
+    scale = torch.where(lengths > norm, norm / lengths, 1.0)
+    return updates.mixed(scale, notes=notes)

@@ -32,7 +32,7 @@ class MDA:
     decide.
 
     Attributes:
-        f: Byzantine clients, at most 16.
+        f: Byzantine clients, at most 16; lowered to (n - 1) / 2 where replies are too few.
     """
 
     f: int = 0
@@ -40,14 +40,15 @@ class MDA:
     def __call__(self, updates: Updates) -> Aggregate:
         """f = 0 is the mean."""
         n = len(updates)
-        f = min(self.f, n - 1)
+        f = min(self.f, (n - 1) // 2)
         if f > MOST_REMOVED:
             raise RunError(f"rule 'mda' with f = {f}: needs 2^f steps; at most f = {MOST_REMOVED}")
         tied = least_diameter_sets(updates.distances.numpy(), f)
         means = torch.zeros(len(tied), n, dtype=torch.float64)
         for row, kept in zip(means, tied, strict=True):
             row[list(kept)] = 1.0 / len(kept)
-        return updates.combined(means[_least(updates, means)])
+        found = updates.combined(means[_least(updates, means)])
+        return Aggregate(found.update, found.coefficients, {"f_used": float(f)})
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class DnC:
     dropped.
 
     Attributes:
-        f: Byzantine clients.
+        f: Byzantine clients; lowered to (n - 1) / 2 where replies are too few.
         iterations: how often.
         coordinates: drawn in each.
         factor: of f, how many are dropped in each iteration.
@@ -74,7 +75,8 @@ class DnC:
         """Where iterations leave nobody in common, the last one decides."""
         rows = updates.rows
         n, d = rows.shape
-        dropped = max(0, min(n - 1, round(self.factor * self.f)))
+        f = min(self.f, (n - 1) // 2)
+        dropped = max(0, min(n - 1, round(self.factor * f)))
         kept = torch.ones(n, dtype=torch.bool)
         for iteration in range(self.iterations):
             draw = generator("dnc", updates.seed, updates.server_round, iteration)
@@ -84,7 +86,8 @@ class DnC:
             good = torch.ones(n, dtype=torch.bool)
             good[_by_projection(part)[:dropped]] = False
             kept = kept & good if bool((kept & good).any()) else good
-        return updates.combined(kept.double() / kept.sum())
+        found = updates.combined(kept.double() / kept.sum())
+        return Aggregate(found.update, found.coefficients, {"f_used": float(f)})
 
 
 def _by_projection(rows: Tensor) -> Tensor:

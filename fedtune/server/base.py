@@ -23,6 +23,7 @@ from fedtune.rules import (
     Rule,
     ServerOptimizer,
     Updates,
+    aggregated,
     make_pre,
     make_rule,
     make_server_optimizer,
@@ -208,7 +209,7 @@ class AdapterStrategy(Messenger):
 
     def _aggregate(self, updates: Updates) -> Aggregate:
         """Pre-aggregators, then the rule; what it says goes into the report."""
-        found = self._through(updates, self.rule)
+        found = aggregated(updates, self.pre, self.rule)
         if found.coefficients is not None and len(found.coefficients) == len(self.report.used):
             self.report.coefficients = found.coefficients.tolist()
         self.report.notes.update(found.notes)
@@ -218,12 +219,7 @@ class AdapterStrategy(Messenger):
         """What the rule would make of updates, (n, d) to (d,), with nothing remembered of it."""
         weights = torch.full((len(replies),), 1.0 / len(replies), dtype=torch.float64)
         updates = self._updates(replies, weights, range(len(replies)))
-        return self._through(updates, copy.deepcopy(self.rule)).update
-
-    def _through(self, updates: Updates, rule: Rule) -> Aggregate:
-        for pre in self.pre:
-            updates = pre(updates)
-        return rule(updates)
+        return aggregated(updates, self.pre, copy.deepcopy(self.rule)).update
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the strategy remembers over rounds, of its parts and its own."""

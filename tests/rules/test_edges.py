@@ -1,4 +1,4 @@
-"""Updates of zero and coincident updates, against definitions in 60 digits."""
+"""Updates of zero, coincident updates, too few replies for f: against definitions in 60 digits."""
 
 from __future__ import annotations
 
@@ -110,6 +110,35 @@ def test_the_geometric_median_has_the_least_sum_of_distances_at_and_near_updates
     best = reference.geometric_median(reference.Round(exact))
     (found,) = reference.exact([aggregated("geometric-median", (), rows, 0).update.tolist()])
     assert reference.cost(exact, found) - reference.cost(exact, best) < 1e-5
+
+
+ROOM = {
+    "krum": 2, "multi-krum": 2, "bulyan": 1, "trimmed-mean": 3, "phocas": 3, "mda": 3, "dnc": 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "room"), ROOM.items())
+def test_where_replies_are_too_few_for_f_what_is_used_is_said(rule, room):
+    rows = np.random.default_rng(1).normal(size=(8, 5))
+    for f in range(8):
+        assert make_rule(rule, f)(updates(rows)).notes["f_used"] == min(f, room)
+
+
+@pytest.mark.parametrize("pre", ["nnm", "arc"])
+def test_pre_aggregation_says_it_too_and_what_comes_after_keeps_it(pre):
+    rows = np.random.default_rng(1).normal(size=(8, 5))
+    for f in range(8):
+        made = make_pre("bucketing", f)(make_pre(pre, f)(updates(rows)))
+        assert made.notes == {f"{pre}_f_used": min(f, 3)}
+
+
+def test_multi_krum_averages_no_more_replies_than_f_leaves_where_f_is_lowered():
+    """At n = 2f + 1 scores are for f - 1, and f that collude are still left out."""
+    rows = np.random.default_rng(2).normal(size=(9, 5))
+    rows[:4] = 1e6
+    found = make_rule("multi-krum", 4)(updates(rows))
+    assert found.notes["f_used"] == 3
+    np.testing.assert_allclose(found.update, rows[4:].mean(0), atol=1e-9)
 
 
 def test_the_mean_after_nnm_has_no_bound():
