@@ -164,9 +164,12 @@ class AdapterStrategy(Messenger):
         return new, self._train_metrics(contents)
 
     def _renewed(self, changed: dict[str, Tensor]) -> ArrayRecord | None:
-        """The new global model, or None (the old one stays) if an entry left its range."""
+        """The new global model, or None (the old one stays) if an entry left its range.
+
+        Or one of the server optimiser's memory: its squares do long before the model.
+        """
         model = {name: changed.get(name, tensor) for name, tensor in self._model.items()}
-        if are_finite(model.values()):
+        if are_finite([*model.values(), *state_of(self, ("server_optimizer",)).values()]):
             return to_record(self.reparametrised(model))
         self.report.notes["overflow"] = 1.0
         self._warn("the aggregate is not finite; the model stays as it was")

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, MetricRecord
-from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi
+from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvgM, FedYogi
+from flwr.serverapp.strategy import FedAvg as FlowersFedAvg
 
 import fedtune
 from fedtune.rules import make_server_optimizer
+from strategies import FedAvg
 from tests.runs.kit import adapter_bytes, lines, small
+from tests.strategies.kit import Federation
 
 CASES = {
     "momentum": (FedAvgM, {"server_momentum": 0.9}, {}),
@@ -21,7 +24,7 @@ CASES = {
 }
 
 
-class Aggregated(FedAvg):
+class Aggregated(FlowersFedAvg):
     """Gives an aggregate that was decided in advance."""
 
     def aggregate_train(self, server_round, replies):
@@ -31,7 +34,7 @@ class Aggregated(FedAvg):
 @pytest.mark.parametrize("case", CASES)
 def test_steps_are_those_of_flowers_strategy(case, monkeypatch):
     cls, flowers, ours = CASES[case]
-    monkeypatch.setattr(FedAvg, "aggregate_train", Aggregated.aggregate_train)
+    monkeypatch.setattr(FlowersFedAvg, "aggregate_train", Aggregated.aggregate_train)
     oracle, mine = cls(**flowers), make_server_optimizer(case.split()[0], ours)
     random = np.random.default_rng(0)
     model = random.normal(size=6)
@@ -59,3 +62,23 @@ def test_momentum_without_memory_is_plain_averaging(tmp_path):
     rule = {"name": "momentum", "beta": 0.0}
     other = fedtune.run("quickstart", small(strategy__server_optimizer=rule), tmp_path / "other")
     assert adapter_bytes(plain) == adapter_bytes(other)
+
+
+@pytest.mark.parametrize("name", ["adam", "yogi", "adagrad"])
+def test_a_square_that_overflows_is_no_memory_for_ever(name):
+    """1e30 fits into float32 and its square does not: v would be infinite, and no step follow."""
+    huge = {"on": False}
+
+    def answer(client, sent):
+        return {"w": sent["w"] + (1e30 if huge["on"] and client == 0 else 1.0)}
+
+    made = make_server_optimizer(name)
+    federation = Federation(FedAvg(server_optimizer=made), {"w": torch.zeros(3)}, answer, 4)
+    before = federation.go()["w"].clone()
+    memory = made.state_dict()
+    huge["on"] = True
+    assert torch.equal(federation.go()["w"], before)
+    assert federation.strategy.report.notes["overflow"] == 1.0
+    assert all(torch.equal(made.state_dict()[key], memory[key]) for key in memory)
+    huge["on"] = False
+    assert float(federation.go()["w"].min()) > float(before.max())
