@@ -17,6 +17,7 @@ import pandas as pd
 
 from fedtune.comparison.directory import ComparisonDirectory
 from fedtune.reporting.figure import new_figure, save_figure
+from fedtune.reporting.measures import shown
 
 ROOT = Path(__file__).parent.parent
 SHOWN = ROOT / "docs" / "robustness"
@@ -34,7 +35,7 @@ def read(paths: list[str]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "defence": table["strategy.rule"] + pre,
-            "attack": table["attack.kind"],
+            "attack": table["attack.kind"].map(shown),
             "f": (table["attack.fraction"] * CLIENTS).round().astype(int),
             "split": table["clients.partition"].map(lambda part: SPLITS[part["kind"]]),
             "seed": table["seed"],

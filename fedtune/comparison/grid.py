@@ -22,7 +22,7 @@ from fedtune.scenario.compare import VARIANT, CompareSection
 from fedtune.scenario.names import Named
 from fedtune.scenario.trouble import AttackSection
 
-ALL, STRATEGY = "all", "strategy.name"
+ALL, STRATEGY, ATTACK = "all", "strategy.name", "attack.kind"
 Over = dict[str, Any]
 
 
@@ -107,7 +107,7 @@ def settled(base: Scenario, over: Mapping[str, Any]) -> Scenario:
     section = base.compare or CompareSection()
     named = section.variants[over[VARIANT]] if VARIANT in over else {}
     own = {key: value for key, value in over.items() if key != VARIANT}
-    scenario = settle_parts(load_scenario(base, {**named, **own}))
+    scenario = settle_parts(load_scenario(base, {**named, **_with_attack(own)}))
     make_strategy(scenario)
     check_attack(scenario)
     read_trace("faults.trace", scenario.faults.trace, scenario.clients.count)
@@ -115,6 +115,19 @@ def settled(base: Scenario, over: Mapping[str, Any]) -> Scenario:
         scenario.attack = AttackSection(fraction=0.0)
     scenario.compare = None
     return scenario
+
+
+def _with_attack(over: Over) -> Over:
+    """Values of axes, of which an attack may be a table: its kind and its parameters."""
+    attack = over.get(ATTACK)
+    if not isinstance(attack, Mapping):
+        return over
+    if "kind" not in attack:
+        raise ScenarioError(f"{ATTACK} = {dict(attack)}: names no kind of attack")
+    own = {f"attack.{key}": value for key, value in attack.items()}
+    if both := sorted((own.keys() & over.keys()) - {ATTACK}):
+        raise ScenarioError(f"{ATTACK} = {dict(attack)}: {both[0]} is an axis of its own")
+    return {**over, **own}
 
 
 def expand(axes: Mapping[str, list[Any]]) -> dict[str, list[Any]]:

@@ -82,6 +82,9 @@ def worst_of(
 ) -> tuple[list[Over], list[float | None]]:
     """The candidates that all searches have, and the worst score of each among them.
 
+    Of candidates that diverged in more searches than others there is none: a defence that some
+    attack breaks under every candidate is still tuned by the other attacks.
+
     Args:
         searches: trials and their scores, of families that share one choice.
         metric: that was scored.
@@ -95,13 +98,13 @@ def worst_of(
         for search in searches
     ]
     shared = [key for key in tables[0] if all(key in table for table in tables)] if tables else []
-    values, scores = [], []
-    for key in shared:
-        found = [table[key][1] for table in tables]
-        usable = [s for s in found if s is not None and math.isfinite(s)]
-        values.append(tables[0][key][0])
-        scores.append(worst(usable) if len(usable) == len(found) else None)
-    return values, scores
+    usable = [
+        [s for table in tables if (s := table[key][1]) is not None and math.isfinite(s)]
+        for key in shared
+    ]
+    most = max(map(len, usable), default=0)
+    scores = [worst(found) if found and len(found) == most else None for found in usable]
+    return [tables[0][key][0] for key in shared], scores
 
 
 def at_edge(chosen: Mapping[str, Any], tune: Mapping[str, Sequence[Any]]) -> list[str]:

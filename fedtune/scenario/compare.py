@@ -32,7 +32,9 @@ class CompareSection(Section):
     """A comparison: the grid of all combinations of `over`, over seeds."""
 
     over: dict[str, Values] = Field(
-        {}, description="dotted keys to values; 'all' stands for every strategy, rule, ..."
+        {},
+        description="dotted keys to values; 'all' stands for every strategy, rule, ...; an "
+        "attack with parameters is a table: { kind = 'gaussian', sigma = 1e6 }",
     )
     variants: dict[str, dict[str, Any]] = Field(
         {}, description="an axis of its own, `variant`: names to dotted keys and their values"

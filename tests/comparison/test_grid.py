@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import tomllib
+
 import pytest
 
 from fedtune.comparison.cells import Cell, CellStore
 from fedtune.comparison.grid import expand, families, label_of, parse_axes, settled
+from fedtune.comparison.tuning import Trial, worst_of
 from fedtune.errors import ScenarioError
 from fedtune.runs.strategies import strategy_names
-from fedtune.scenario import Scenario, load_scenario
+from fedtune.scenario import Scenario, dump_scenario, load_scenario
+from fedtune.scenario.loading import validate
 
 BASE = load_scenario("quickstart")
 
@@ -120,3 +125,58 @@ def test_the_shipped_comparisons_can_be():
         base = load_scenario(name)
         axes = {key: values[:2] for key, values in base.compare.over.items()}
         assert all(family.scenario is not None for family in families(base, axes))
+
+
+def test_an_attack_of_an_axis_may_bring_its_parameters():
+    huge = {"kind": "gaussian", "sigma": 1e6}
+    axes = {"attack.kind": ["none", "gaussian", huge], "attack.fraction": [0.0, 0.2]}
+    found = {family.label: family.scenario.attack for family in families(BASE, axes)}
+    assert list(found)[2:] == [
+        "kind gaussian, fraction 0", "kind gaussian, fraction 0.2",
+        "kind gaussian 1e+06, fraction 0", "kind gaussian 1e+06, fraction 0.2",
+    ]  # fmt: skip
+    assert found["kind gaussian, fraction 0.2"].parameters() == {}
+    assert found["kind gaussian 1e+06, fraction 0.2"].parameters() == {"sigma": 1e6}
+    assert found["kind gaussian 1e+06, fraction 0"].kind == "none"
+    assert huge == {"kind": "gaussian", "sigma": 1e6}
+
+
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        ({"sigma": 1e6}, r"attack.kind = \{'sigma': 1000000.0\}: names no kind of attack"),
+        ({"kind": "alie", "fraction": 0.5}, "attack.fraction is an axis of its own"),
+        ({"kind": "alie", "sigma": 2.0}, "attack.sigma: unknown key for 'alie'"),
+        ({"kind": "gaussian", "sigma": "far"}, "attack.sigma = 'far'"),
+    ],
+)
+def test_an_attack_of_an_axis_that_is_none_is_refused(attack, message):
+    with pytest.raises(ScenarioError, match=message):
+        families(BASE, {"attack.kind": [attack], "attack.fraction": [0.2]})
+
+
+@pytest.mark.parametrize("name", ["byzantine", "byzantine-full"])
+def test_defences_are_tuned_for_and_shown_under_a_huge_factor(name):
+    """What has no bound, such as `mean` after NNM, stands among the others otherwise."""
+    section = load_scenario(name).compare
+    assert "attack.kind" in section.worst_over
+    for axis in (section.over, section.tune_at if "attack.kind" in section.tune_at else {}):
+        attacks = axis.get("attack.kind", section.over["attack.kind"])
+        tables = [attack for attack in attacks if isinstance(attack, dict)]
+        assert any(1e6 in attack.values() for attack in tables)
+    base = load_scenario(name)
+    axes = {**{key: values[:1] for key, values in section.over.items()}, "attack.kind": attacks}
+    assert all(family.scenario is not None for family in families(base, axes))
+    again = validate(tomllib.loads(dump_scenario(base)))
+    assert again.compare == section
+
+
+def test_a_defence_that_an_attack_breaks_under_every_candidate_is_tuned_by_the_others():
+    trials = [Trial({"local.lr": rate}, []) for rate in (1, 2, 3)]
+    broken = [math.nan, math.nan, None]
+    values, worst = worst_of([(trials, [0.7, 0.9, 0.8]), (trials, broken)], "accuracy")
+    assert [value["local.lr"] for value in values] == [1, 2, 3]
+    assert worst == [0.7, 0.9, 0.8]
+    _, worst = worst_of([(trials, [0.7, 0.9, 0.8]), (trials, [0.1, math.nan, 0.2])], "accuracy")
+    assert worst == [0.1, None, 0.2]
+    assert worst_of([(trials, broken), (trials, broken)], "accuracy")[1] == [None] * 3
