@@ -62,7 +62,8 @@ def norm(row: Vector) -> mpmath.mpf:
 
 
 def weighted(weights: Sequence, rows: Rows) -> Vector:
-    return [mp.fsum(w * v for w, v in zip(weights, column, strict=True)) for column in zip(*rows, strict=True)]  # fmt: skip  # noqa: E501
+    columns = zip(*rows, strict=True)
+    return [mp.fsum(w * v for w, v in zip(weights, column, strict=True)) for column in columns]
 
 
 def mean_of(rows: Rows) -> Vector:
@@ -224,10 +225,13 @@ def normalized_mean(given: Round) -> Vector:
 
 def fltrust(given: Round) -> Vector:
     lengths, length = [norm(row) for row in given.rows], norm(given.trusted)
-    cosine = [inner(r, given.trusted) / a / length if a and length else mp.zero for r, a in zip(given.rows, lengths, strict=True)]  # fmt: skip  # noqa: E501
-    trust = [max(value, mp.zero) for value in cosine]
+    trust = []
+    for row, own in zip(given.rows, lengths, strict=True):
+        cosine = inner(row, given.trusted) / own / length if own and length else mp.zero
+        trust.append(max(cosine, mp.zero))
     total = mp.fsum(trust) or mp.one
-    return weighted([t * length / (a or mp.one) / total for t, a in zip(trust, lengths, strict=True)], given.rows)  # fmt: skip  # noqa: E501
+    scale = [t * length / (a or mp.one) / total for t, a in zip(trust, lengths, strict=True)]
+    return weighted(scale, given.rows)
 
 
 def dnc(given: Round) -> Vector:
@@ -270,7 +274,8 @@ def _principal(rows: Rows, weights: Sequence) -> tuple[list, Rows]:
 
 
 def cut(rows: Rows, lengths: Sequence, most: mpmath.mpf) -> Rows:
-    return [[v * most / a for v in row] if a > most else row for row, a in zip(rows, lengths, strict=True)]  # fmt: skip  # noqa: E501
+    pairs = zip(rows, lengths, strict=True)
+    return [[v * most / a for v in row] if a > most else row for row, a in pairs]
 
 
 def nnm(given: Round) -> Rows:
