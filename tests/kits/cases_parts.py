@@ -42,7 +42,7 @@ def dealt(kind: str, key: str, value: Any, **more: Any) -> Case:
 
 PARTS = [
     rule("trimmed-mean", "f", 3),
-    rule("krum", "f", 5),
+    rule("krum", "f", 0),
     rule("multi-krum", "f", 3),
     rule("multi-krum", "q", 2),
     rule("geometric-median", "smoothing", 2.0),

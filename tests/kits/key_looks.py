@@ -19,6 +19,7 @@ from fedtune.comparison.claims import claim_record
 from fedtune.comparison.directory import ComparisonDirectory
 from fedtune.comparison.execute import Execution
 from fedtune.comparison.progress import ConsoleGrid
+from fedtune.rules import aggregated
 from fedtune.runs.strategies import make_strategy
 from fedtune.tasks.library import Library
 from fedtune.tasks.partition import partition
@@ -81,7 +82,7 @@ class Looks:
         found = []
         for seed in (1, 2):
             made = updates(_rows(seed))
-            found += strategy._through(made, strategy.rule).update.tolist()
+            found += aggregated(made, strategy.pre, strategy.rule).update.tolist()
         return found
 
     def server(self, overrides: Overrides) -> list[float]:
