@@ -51,7 +51,7 @@ def lora_config(section: AdapterSection, model: nn.Module, saved: list[str]) -> 
         _refuse(key)
     targets = _targets(section.targets, model)
     _check_saved(section.modules_to_save or [], model)
-    saved = [*saved, *(section.modules_to_save or [])]
+    saved = _outermost(model, [*saved, *(section.modules_to_save or [])])
     passed = {key: getattr(section, key) for key in PASSED_ON if key != "modules_to_save"}
     return LoraConfig(
         r=section.rank,
@@ -73,6 +73,16 @@ def modules_saved(model: nn.Module, names: Sequence[str]) -> list[str]:
     """
     found = model.named_modules(remove_duplicate=False)
     return [name for name, _ in found if name.endswith(tuple(names))]
+
+
+def _outermost(model: nn.Module, names: list[str]) -> list[str]:
+    """The names, or where they match modules within one another, those of the outer ones alone.
+
+    PEFT would put a copy of the inner one beside the copy that the outer one holds already.
+    """
+    matched = modules_saved(model, names)
+    outer = [one for one in matched if not any(one.startswith(f"{other}.") for other in matched)]
+    return names if len(outer) == len(matched) else outer
 
 
 def _check_saved(modules: list[str], model: nn.Module) -> None:

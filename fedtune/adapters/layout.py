@@ -81,6 +81,12 @@ class Layout:
 
     specs: tuple[TensorSpec, ...]
 
+    def __post_init__(self) -> None:
+        names = [spec.name for spec in self.specs]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"two tensors of an adapter are called {twice}")
+
     @cached_property
     def trained(self) -> tuple[TensorSpec, ...]:
         """Those a client trains; together they are its flat vector."""

@@ -125,10 +125,11 @@ def wrap(
     layout = read_layout(model, what.trained, head, base.head, delivers)
     check_saved(layout, section)
     known = {f"{PREFIX}{n}": t for n, t in names.items() if n not in base.fresh}
-    if any(tensor.is_meta for tensor in known.values()):
+    buffers = {f"{PREFIX}{n}": t for n, t in base.model.named_buffers() if inside(n, whole)}
+    if absent := next((n for n, t in {**known, **buffers}.items() if t.is_meta), None):
         raise Incompatible(
-            f"adapter.modules_to_save = {section.modules_to_save!r}: the server has no weights of "
-            "the base that they begin as; give task.test"
+            f"adapter.modules_to_save: the server has no weights of the base that {absent} begins "
+            "as; give task.test"
         )
     std = float(getattr(base.model.config, "initializer_range", 0.02))
     initial = initial_tensors(layout, seed, known, std)

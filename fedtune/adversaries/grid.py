@@ -63,7 +63,9 @@ class AttackGrid(GridWrapper):
             record = records(message.content, ArrayRecord)[0]
             if id(record) not in seen:
                 seen[id(record)] = {**held, **to_tensors(record)}
-            self._sent[self.directory.client(message.metadata.dst_node_id)] = seen[id(record)]
+            client = self.directory.client(message.metadata.dst_node_id)
+            if self.everything or client in self.malicious:
+                self._sent[client] = seen[id(record)]
         return messages
 
     def incoming(self, replies: list[Message]) -> list[Message]:

@@ -19,7 +19,7 @@ from fedtune.cohort.pull import Pull
 from fedtune.scenario.local import LocalSection
 
 MOMENTUM = "momentum/"
-STEPS = "steps-done"  # metric of a reply, where they are not those that were planned
+STEPS = "fedtune-steps"  # metric of a reply, where they are not those that were planned
 
 
 @dataclass(frozen=True)

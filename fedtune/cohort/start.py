@@ -46,9 +46,10 @@ def check_start(setting: Setting, rows: Rows) -> None:
     owner = type(adapted.model.get_base_model()).__name__
     try:
         gap = _gap(setting, adapted, rows) if len(rows) else 0.0
-    except (ValueError, RuntimeError, IndexError) as error:
+    except Exception as error:  # whatever a base raises
         raise ScenarioError(
-            f"task.base: the first rows do not go through {owner}: {first_line(error)}"
+            f"task.base: the first rows do not go through {owner}: "
+            f"{type(error).__name__}: {first_line(error)}"
         ) from None
     if gap > TOLERANCE[setting.dtype]:
         raise ScenarioError(

@@ -10,11 +10,11 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedtune.adapters.packed import Packed
+from fedtune.errors import shown
 from fedtune.grids.arrays import packed, records, to_tensor
 from fedtune.rules.flat import are_finite, flat
 
 MOST_EXAMPLES = 1e12
-MOST_SHOWN = 80  # letters of a value in a message
 
 
 class ReplyForm:
@@ -90,20 +90,15 @@ def metrics_fault(metrics: MetricRecord, weight_key: str) -> str | None:
     """Why metrics cannot be averaged, or None; the weight may be 0."""
     for key, value in metrics.items():
         if not all(map(_is_finite, value if isinstance(value, list) else [value])):
-            return f"metric {key} = {_short(value)}: must be a finite number, or a list of such"
+            return f"metric {key} = {shown(value)}: must be a finite number, or a list of such"
     weight = metrics.get(weight_key)
     if not isinstance(weight, int | float) or not 0 <= weight <= MOST_EXAMPLES:
-        return f"{weight_key} = {_short(weight)}: must be a number above 0"
+        return f"{weight_key} = {shown(weight)}: must be a number above 0"
     return None
 
 
 def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and abs(value) <= sys.float_info.max
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 4]} ..."
 
 
 def _kind(tensor: Tensor) -> str:

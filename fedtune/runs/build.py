@@ -36,6 +36,7 @@ from fedtune.server.base import AdapterStrategy
 from fedtune.tasks.clients import AbsentRows
 from fedtune.tasks.library import Library
 from fedtune.tasks.load import Parts, Task, load_task
+from fedtune.waiting import described, spins
 from fedtune.workers.engine import SpreadEngine
 
 
@@ -155,8 +156,10 @@ def _clients(
     rows, own, seed = task.clients, scenario.clients, scenario.run.seed
     holdout = own.held_share if scenario.task.head == "local" else own.holdout or 0.0
     absent = isinstance(rows, AbsentRows)
-    if holdout and not absent and all(len(rows.rows(c)) < 2 for c in rows.eligible):
-        local = scenario.task.head == "local"
+    local = scenario.task.head == "local"
+    alone = len(rows.eligible) == 1 < scenario.clients.count and not local  # in a deployment
+    short = all(len(rows.rows(client)) < 2 for client in rows.eligible)
+    if holdout and short and not absent and not alone:
         given = "task.head = 'local'" if local else f"clients.holdout = {own.holdout}"
         raise ScenarioError(
             f"{given}: no client has two examples, one to train on and one to be evaluated on"
@@ -227,6 +230,8 @@ def _notes(task: Task, engine: Engine, reason: str | None, holdout: float) -> li
         notes.append(
             f"engine: {engine.pool.count} Ray workers, CPU cores each: {engine.pool.cores}"
         )
+    if engine.setting.device.type == "cpu" and spins():
+        notes.append(f"engine: {described()}; import fedtune first, or set OMP_WAIT_POLICY=PASSIVE")
     if reason:
         notes.append(f"engine: training one client at a time, because {reason}")
     if empty := len(rows) - len(eligible):

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from fedtune.adapters.factors import truncated
 from fedtune.adapters.layout import A, B
 from fedtune.cohort.stacked import adapted_layers
-from fedtune.errors import ScenarioError
+from fedtune.errors import ScenarioError, first_line
 from fedtune.files import write_atomically
 from fedtune.runs.directory import RunDirectory
 from fedtune.runs.export_check import check_export, hold_against, with_products
@@ -27,6 +27,7 @@ from fedtune.tasks.bases import load_base
 from fedtune.tasks.conv import ConvForImageClassification
 
 FORMATS = ("both", "adapter", "merged")
+FAULTS = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
 
 
 def shortened(directory: RunDirectory, folder: Path, rank: int, check: bool = True) -> float:
@@ -68,7 +69,10 @@ def shortened(directory: RunDirectory, folder: Path, rank: int, check: bool = Tr
     write_atomically(folder / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
     if check:
         products = {layer: tensors[layer + B] @ tensors[layer + A] for layer in scaling}
-        hold_against(directory, [folder], with_products(model, products))
+        try:
+            hold_against(directory, [folder], with_products(model, products))
+        except FAULTS as error:
+            raise ScenarioError(f"export of {str(directory.path)!r}: {first_line(error)}") from None
     return max(errors)
 
 
@@ -132,9 +136,8 @@ def export(directory: RunDirectory, out: Path, form: str, check: bool = True) ->
         if check:
             check_export(directory, written)
         return written
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).split("\n", 1)[0]
-        raise ScenarioError(f"export of {str(directory.path)!r}: {reason}") from None
+    except FAULTS as error:
+        raise ScenarioError(f"export of {str(directory.path)!r}: {first_line(error)}") from None
 
 
 def _export(directory: RunDirectory, out: Path, form: str) -> list[Path]:

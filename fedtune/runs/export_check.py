@@ -43,8 +43,10 @@ def check_export(directory: RunDirectory, folders: Sequence[Path]) -> None:
         ScenarioError: naming the folder whose outputs differ by more than `TOLERANCE`, relative.
     """
     own = run_model(directory)
-    if own is not None:
-        hold_against(directory, folders, own)
+    if own is None:
+        warnings.warn(f"{directory.path}: no checkpoint to compare the export with", stacklevel=3)
+        return
+    hold_against(directory, folders, own)
 
 
 def hold_against(directory: RunDirectory, folders: Sequence[Path], own: nn.Module) -> None:
@@ -52,6 +54,7 @@ def hold_against(directory: RunDirectory, folders: Sequence[Path], own: nn.Modul
     rows = made_up_rows(directory, own)
     expected = outputs(own, rows)
     if not bool(expected.isfinite().all()):
+        warnings.warn(f"{directory.path}: the run's outputs are not finite", stacklevel=3)
         return
     for folder in folders:
         gap = outputs(plain_model(directory, folder), rows) - expected
@@ -121,10 +124,16 @@ def made_up_rows(directory: RunDirectory, model: nn.Module) -> list[Inputs]:
     words = vocabulary(base) or FEWEST_WORDS
     most = min(LENGTH, positions(base) or LENGTH)
     ids = [torch.from_numpy(draw.integers(0, words, (1, max(1, most - n)))) for n in range(ROWS)]
-    end = getattr(base.config, "eos_token_id", None)
-    for row in ids:  # what reads a row at its end needs one (BART)
-        row[:, -1] = end if isinstance(end, int) and end < words else row[:, -1]
+    for row in ids:
+        row[:, -1] = _last(base.config, int(row[0, -1]), words)
     return [{"input_ids": row} for row in ids]
+
+
+def _last(config: Any, drawn: int, words: int) -> int:
+    """The last token of a row: a closing one where rows are read at it (BART), never padding."""
+    if getattr(config, "is_encoder_decoder", False):
+        return int(config.eos_token_id)
+    return (drawn + 1) % words if drawn == getattr(config, "pad_token_id", None) else drawn
 
 
 @torch.no_grad()

@@ -83,6 +83,7 @@ def save_adapter(adapted: Adapted, tensors: dict[str, Tensor], folder: Path, kin
     text = json.dumps(config, indent=2, sort_keys=True, default=str) + "\n"
     write_atomically(folder / "adapter_config.json", text.encode())
     write_atomically(folder / "adapter_model.safetensors", save(plain, metadata={"format": "pt"}))
+    write_atomically(folder / "README.md", card(kind, base).encode())
     if kind.endswith("classification") and isinstance(base, PreTrainedModel):
         names = [base.config.id2label[place] for place in range(base.config.num_labels)]
         write_atomically(folder / "labels.json", (json.dumps(names, indent=2) + "\n").encode())
@@ -97,6 +98,25 @@ def saved_buffers(model: nn.Module) -> Tensors:
     found = {n: t for n, t in model.state_dict().items() if SAVED in n and n not in parameters}
     plain = {n: t.float() if t.is_floating_point() else t for n, t in found.items()}
     return {n.replace(SAVED, "."): t.cpu().contiguous() for n, t in plain.items()}
+
+
+def card(kind: str, base: nn.Module) -> str:
+    """How an adapter is loaded without fedtune, as a model card."""
+    if kind == "causal-lm":
+        uses = "from peft import AutoPeftModelForCausalLM"
+        loads = 'model = AutoPeftModelForCausalLM.from_pretrained("adapter")'
+    else:
+        auto = "AutoPeftModelForSequenceClassification" if kind in TASK_TYPES else "AutoPeftModel"
+        uses = f"import json\nfrom peft import {auto}"
+        loads = (
+            'labels = json.load(open("adapter/labels.json"))  # the classes, in the head\'s order\n'
+            f'model = {auto}.from_pretrained("adapter", id2label=dict(enumerate(labels)))'
+        )
+    return (
+        f"---\nlibrary_name: peft\ntags: [lora, federated-learning, fedtune]\n---\n"
+        f"A {type(base).__name__} with a low-rank adapter, trained federatedly by fedtune.\n\n"
+        f"```python\n{uses}\n\n{loads}\n```\n"
+    )
 
 
 def _loaded_by(kind: str, base: nn.Module) -> dict[str, Any]:

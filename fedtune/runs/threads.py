@@ -45,13 +45,19 @@ def auto_threads(backend: Backend) -> int:
 def fewest_nearly_as_fast(step: Callable[[], object], counts: list[int]) -> int:
     """The least number of threads whose time for a step is within `NEARLY` of the best.
 
+    Begun with the most: once fewer are slower than that, still fewer are not tried.
+
     Args:
-        step: what is timed, after one call to warm up.
+        step: what is timed; a short one after a call to warm up.
         counts: numbers of threads to try, rising.
     """
-    times = {count: _seconds(step, count) for count in counts}
+    times: dict[int, float] = {}
+    for count in reversed(counts):
+        times[count] = _seconds(step, count)
+        if times[count] > NEARLY * min(times.values()):
+            break
     best = min(times.values())
-    return next(count for count in counts if times[count] <= NEARLY * best)
+    return min(count for count, seconds in times.items() if seconds <= NEARLY * best)
 
 
 def free_cores() -> int:
@@ -76,19 +82,20 @@ def step_of(backend: Backend) -> Callable[[], object]:
     one = [work(0)]
     if not isinstance(backend, CohortBackend):
         return lambda: backend.gradient(one)
-    backend.gradient(one)
-    start = time.perf_counter()
-    backend.gradient(one)
-    several = one if time.perf_counter() - start > LONG_STEP else [work(k) for k in range(CLIENTS)]
-    return lambda: backend.gradient(several)
+    long = _timed(lambda: backend.gradient(one)) > LONG_STEP
+    works = one if long else [work(client) for client in range(CLIENTS)]
+    return lambda: backend.gradient(works)
 
 
 def _seconds(step: Callable[[], object], count: int) -> float:
     torch.set_num_threads(count)
+    first = _timed(step)
+    if first > LONG_STEP:
+        return first
+    return min(_timed(step) for _ in range(REPEATS))
+
+
+def _timed(step: Callable[[], object]) -> float:
+    start = time.perf_counter()
     step()
-    found: list[float] = []
-    while len(found) < REPEATS and sum(found) < LONG_STEP:
-        start = time.perf_counter()
-        step()
-        found.append(time.perf_counter() - start)
-    return min(found)
+    return time.perf_counter() - start

@@ -121,6 +121,6 @@ def _fault(model: PreTrainedModel, objective: Objective, row: Inputs) -> str | N
     """Why a row does not go through a model, or None."""
     try:
         objective.logits(model, row)
-    except (IndexError, RuntimeError, ValueError) as error:
-        return first_line(error)
+    except Exception as error:  # whatever a base raises, the row does not go through
+        return f"{type(error).__name__}: {first_line(error)}"
     return None

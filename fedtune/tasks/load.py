@@ -205,7 +205,8 @@ def _on_validation(task: Task, scenario: Scenario, parts: list[Rows], left: list
     held = held_of_all(left, scenario.task.validation, scenario.run.seed)
     holding = [rows for rows in left if len(rows)]
     short = sum(len(rows) < 2 for rows in holding)
-    if short == len(holding):
+    alone = len(holding) == 1 < scenario.clients.count  # in a deployment
+    if short == len(holding) and not alone:
         raise ScenarioError(
             f"task.validation = {scenario.task.validation}: no client has two examples, one to "
             "train on and one to be evaluated on"

@@ -22,6 +22,7 @@ SMALL = {
     "vocab_size": len(WORDS), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
     "intermediate_size": 24, "max_position_embeddings": 40,
 }  # fmt: skip
+ENDS = {"bos_token_id": WORDS.index("[BOS]"), "eos_token_id": WORDS.index("[EOS]")}
 ENCODER_ENDS = {"opening": "[CLS]", "closing": "[SEP]", "pad": "[PAD]"}
 
 
@@ -74,7 +75,8 @@ FAMILIES = {
     ),
     "gpt2": Family(
         "GPT2Config", "GPT2LMHeadModel",
-        {"vocab_size": len(WORDS), "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 40},
+        {"vocab_size": len(WORDS), "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 40,
+         **ENDS},
         "mlp.c_proj", "ln_1", CAUSAL,
     ),
     "opt": Family(
@@ -83,11 +85,12 @@ FAMILIES = {
         "fc2", "layer_norm", CAUSAL,
     ),
     "gpt-neox": Family(
-        "GPTNeoXConfig", "GPTNeoXForCausalLM", SMALL, "mlp.dense_4h_to_h", "layernorm", CAUSAL
+        "GPTNeoXConfig", "GPTNeoXForCausalLM", {**SMALL, **ENDS}, "mlp.dense_4h_to_h",
+        "layernorm", CAUSAL,
     ),
     "llama": Family(
-        "LlamaConfig", "LlamaForCausalLM", {**SMALL, "num_key_value_heads": 1}, "mlp.down_proj",
-        "norm", CAUSAL,
+        "LlamaConfig", "LlamaForCausalLM", {**SMALL, **ENDS, "num_key_value_heads": 1},
+        "mlp.down_proj", "norm", CAUSAL,
     ),
     "qwen2": Family(  # its tokenizer adds a token of its own
         "Qwen2Config", "Qwen2ForCausalLM",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 
 import pytest
 import torch
@@ -59,7 +60,28 @@ def trained(tmp_path, data, name, kind, /, family=None, **changes):
 def test_a_classifier_is_evaluated_alike_by_plain_transformers(tmp_path, data, name):
     done = trained(tmp_path, data, name, "text-classification")
     assert done.summary["final"] != done.summary["initial"]
-    assert_as_told(done, data[1], export(done, tmp_path / "out", "merged")[0])
+    assert_as_told(done, data[1], export(done, tmp_path / "out", "both")[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "saved"),
+    [("modernbert", ["norm"]), ("roberta", ["dense"]), ("deberta-v2", ["dense"]),
+     ("bert", ["layer.0", "dense"]), ("bert", ["LayerNorm", "layer.0"])],
+)  # fmt: skip
+def test_a_module_within_a_saved_one_is_trained_once_with_it(tmp_path, data, name, saved):
+    done = trained(tmp_path, data, name, "text-classification", adapter__modules_to_save=saved)
+    held = load_file(done.adapter / "adapter_model.safetensors")
+    assert done.summary["parameters_trained"] == sum(t.numel() for t in held.values())
+    heads = {n: t for n, t in held.items() if "dense.bias" in n and ".encoder." not in n}
+    assert all(bool(tensor.any()) for tensor in heads.values())
+    assert_as_told(done, data[1], export(done, tmp_path / "out", "both")[1])
+
+
+def test_an_export_that_cannot_be_compared_says_so(tmp_path, data):
+    done = trained(tmp_path, data, "llama", "causal-lm")
+    shutil.rmtree(done.checkpoints)
+    with pytest.warns(UserWarning, match="no checkpoint to compare the export with"):
+        export(done, tmp_path / "out", "both")
 
 
 @pytest.mark.parametrize("name", DECODERS)
