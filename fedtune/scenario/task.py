@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from fedtune.errors import shown
 from fedtune.scenario.section import Section
 
 LINEAR, SQUARES = "builtin:linear", "builtin:least-squares"
@@ -129,13 +131,21 @@ class TaskSection(Section):
         for key in ("text_pair", "label_separator"):
             if getattr(self, key) is not None and self.kind != "text-classification":
                 raise ValueError(f"task.{key} is for kind 'text-classification', not '{self.kind}'")
-        if self.labels is not None and not self.kind.endswith("-classification"):
-            raise ValueError(f"task.labels: {self.kind} has no classes")
+        if self.labels is not None:
+            self._check_labels(self.labels)
         if self.max_length is not None and self.kind not in ("text-classification", "causal-lm"):
             raise ValueError(f"task.max_length: {self.kind} has no tokens")
         for key in ("test", "subset"):
             if getattr(self, key) is not None and self.data.startswith("builtin:"):
                 raise ValueError(f"task.{key}: {self.data} has a test split and no subsets")
+
+    def _check_labels(self, labels: list[str]) -> None:
+        if not self.kind.endswith("-classification"):
+            raise ValueError(f"task.labels: {self.kind} has no classes")
+        if "" in map(str.strip, labels):
+            raise ValueError("task.labels: holds an empty name; every class has one")
+        if twice := [name for name, count in Counter(labels).items() if count > 1]:
+            raise ValueError(f"task.labels: holds {shown(twice[0])} twice; name every class once")
 
     def _check_without_data(self) -> None:
         """What must be said where the server has no training data."""

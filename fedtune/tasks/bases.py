@@ -37,6 +37,7 @@ from fedtune.tasks.heads import (
     head_of,
     in_head,
     label_tensors,
+    names_in,
     with_missing,
 )
 from fedtune.tasks.lengths import padding_places
@@ -178,7 +179,7 @@ def settled_head(
         with quiet():
             return auto.from_config(pretrained(AutoConfig, path, **names))
 
-    if len(own) == len(classes) and not head_fits(own, classes, task.labels is not None):
+    if not head_fits(own, classes, task.labels is not None):
         other = other | label_tensors(build, len(classes))
     fresh = missing | other
     head = head_of(model, fresh)
@@ -188,11 +189,21 @@ def settled_head(
 
 
 def names_of_base(task: TaskSection) -> list[str]:
-    """What the outputs of a base's head are called; none where that cannot be known."""
-    with suppress(ScenarioError, OSError, ValueError), quiet():
-        config = pretrained(AutoConfig, base_path(task.base))
-        return [str(name) for _, name in sorted((config.id2label or {}).items())]
-    return []
+    """What the outputs of a base's head are called; none where that cannot be known.
+
+    Raises:
+        ScenarioError: for a configuration whose names are no object of numbers and names.
+    """
+    try:
+        with quiet():
+            return names_in(pretrained(AutoConfig, base_path(task.base)))
+    except (ScenarioError, OSError, ValueError):
+        return []
+    except (AttributeError, TypeError) as error:
+        raise ScenarioError(
+            f"task.base = {task.base!r}: {CONFIG} cannot be read ({first_line(error)}); id2label "
+            'is an object like {"0": "rain", "1": "sun"}'
+        ) from None
 
 
 def labels_of(task: TaskSection, classes: list[str]) -> dict[str, Any]:

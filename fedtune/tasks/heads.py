@@ -2,34 +2,51 @@
 
 A head's outputs mean the classes that its configuration names (`id2label`). Where these are the
 data's, in any order, the head is kept and the classes take its order; else the head begins anew,
-also where it has as many outputs. Names are the same if they are equal, or equal but for case and
-space around them where that leaves no two alike. A configuration without names of its own
-(LABEL_0, LABEL_1, ...) numbers its classes: its head is kept for classes that are called by these
-numbers, and for as many that `task.labels` names in the order of the numbers.
+also where it has as many outputs, or its configuration names more or fewer than it has. Names are
+the same if they are equal, or equal but for case and space around them where that leaves no two
+alike. A configuration without names of its own (LABEL_0, LABEL_1, ...) numbers its classes: its
+head is kept for classes that are called by these numbers, and for as many that `task.labels` names
+in the order of the numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from fedtune.errors import cut
 
 SHOWN = 3
 
 
-def in_order_of(own: Sequence[str], names: Sequence[str]) -> list[str]:
+def in_order_of(own: Sequence[str], names: Sequence[str], ordered: bool = False) -> list[str]:
     """The classes of the data, in the order of a head where that is for them.
 
     Args:
         own: what the head's outputs are called.
         names: of the classes, as the data order them.
+        ordered: whether the user gave that order, which a head without names takes.
     """
+    numbers = [str(place) for place in range(len(own))]
+    if is_numbered(own) and not ordered and sorted(names) == sorted(numbers):
+        return numbers
     order = _matched(own, names)
     return list(names) if order is None else [names[place] for place in order]
+
+
+def names_in(config: PretrainedConfig) -> list[str]:
+    """What the outputs of a head are called: `id2label`, or `label2id` where that has no names.
+
+    None where the numbers of the names are not those of outputs, 0, 1, ...
+    """
+    found = dict(config.id2label or {})
+    by_name = {place: name for name, place in (config.label2id or {}).items()}
+    own = _by_output(found)
+    told = _by_output(by_name) if is_numbered(own) else []
+    return told if len(told) == len(own) else own
 
 
 def head_fits(own: Sequence[str], classes: Sequence[str], ordered: bool) -> bool:
@@ -59,12 +76,15 @@ def head_notes(
         anew: whether the head, or its last layer, begins anew.
     """
     few = ", ".join(map(cut, own[:SHOWN])) + (", ..." if len(own) > SHOWN else "")
+    if anew and not own:
+        return [f"head: begins anew, since the configuration of {base} does not name its outputs"]
     if anew and is_numbered(own):
         alike = len(own) == len(classes)
         hint = "; task.labels, in the order of these numbers, keeps it" if alike else ""
         return [f"head: begins anew, since that of {base} numbers its classes ({few}){hint}"]
     if anew:
-        return [f"head: begins anew, since that of {base} is for other classes ({few})"]
+        count = "other" if len(own) == len(classes) else f"{len(own)} other"
+        return [f"head: begins anew, since that of {base} is for {count} classes ({few})"]
     if is_numbered(own) and list(own) != list(classes):
         return [f"head: that of {base} is kept, its output i for class i of the data"]
     if labels is not None and list(classes) != labels:
@@ -118,6 +138,11 @@ def label_tensors(build: Callable[[int], nn.Module], classes: int) -> set[str]:
 def is_numbered(own: Sequence[str]) -> bool:
     """Whether these are the names that a configuration without names makes up."""
     return list(own) == [f"LABEL_{place}" for place in range(len(own))]
+
+
+def _by_output(names: Mapping[int, object]) -> list[str]:
+    places = list(range(len(names)))
+    return [str(names[place]) for place in places] if sorted(names) == places else []
 
 
 def _matched(own: Sequence[str], names: Sequence[str]) -> list[int] | None:

@@ -6,7 +6,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict
 from numpy.typing import NDArray
 
-from fedtune.errors import ScenarioError, cut
+from fedtune.errors import ScenarioError, shown
 from fedtune.scenario.task import TaskSection
 from fedtune.tasks.bases import names_of_base
 from fedtune.tasks.heads import in_order_of
@@ -50,16 +50,18 @@ def encode_labels(
         drawn: whether the test rows were drawn from the training rows here.
 
     Raises:
-        ScenarioError: for a label that is not in training, or not in `task.labels`.
+        ScenarioError: for a label that is not in training, or not in `task.labels`; for one class.
     """
     columns = {name: label_names(task, split) for name, split in splits.items()}
     found = sorted(set(columns["train"]), key=lambda name: (len(name), name))
     names = list(task.labels or own_names(task, splits["train"]) or found)
-    names = in_order_of(names_of_base(task), names)
+    names = in_order_of(names_of_base(task), names, ordered=task.labels is not None)
     index = {name: i for i, name in enumerate(names)}
     for name, values in columns.items():
         if unknown := set(values) - index.keys():
-            raise _unknown(task, splits, name, cut(min(unknown)), drawn)
+            raise _unknown(task, splits, name, shown(min(unknown)), drawn)
+    if len(names) < 2:
+        raise _fault(task, f"every row of training is of class {shown(names[0])}; a task has two")
     encoded = {
         name: np.asarray([index[value] for value in values], dtype=np.int64)
         for name, values in columns.items()
@@ -80,8 +82,17 @@ def _unknown(
             f"{name} is not in training: all its rows were drawn for testing; name the classes in "
             "task.labels, or give a test split"
         )
+    elif task.train_examples == len(splits["train"]):
+        reason = (
+            f"{name} is not in the {task.train_examples} rows of training that "
+            "task.train_examples draws; let it draw more, or name the classes in task.labels"
+        )
     elif len({own_names(task, rows) is None for rows in splits.values()}) > 1:
         reason = f"{name} is not in training; only one of training and test names its numbers"
     else:
         reason = f"{name} is not in training; name it in task.labels if it is a class nevertheless"
+    return _fault(task, reason)
+
+
+def _fault(task: TaskSection, reason: str) -> ScenarioError:
     return ScenarioError(f"task.label = {task.label!r}: {reason}")

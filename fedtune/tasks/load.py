@@ -147,7 +147,7 @@ def load_task(
 def _shapes_alone(scenario: Scenario) -> Task:
     """What a server knows that has neither examples nor the base's weights."""
     task = scenario.task
-    classes = in_order_of(names_of_base(task), task.labels or [])
+    classes = in_order_of(names_of_base(task), task.labels or [], ordered=True)
     base, nothing = load_shapes(task, classes), Table({}, torch.empty(0, dtype=torch.long))
     return Task(
         base=base,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +12,11 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import save_file
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from fedtune.adapters.wrap import wrap
+from fedtune.errors import ScenarioError
 from fedtune.scenario.adapter import AdapterSection
 from fedtune.scenario.schema import Scenario
 from fedtune.scenario.task import TaskSection
@@ -214,3 +219,87 @@ def test_class_lists_of_saved_data_are_not_an_order_for_a_head_without_names(tmp
     given = {"kind": "text-classification", "base": base, "data": str(tmp_path / "saved")}
     assert load_text(TaskSection(**given)).base.fresh
     assert not load_text(TaskSection(**given, labels=["no", "yes"])).base.fresh
+
+
+def with_config(folder: str, **changes) -> str:
+    path = Path(folder, "config.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return folder
+
+
+def with_outputs(folder, outputs: int, names: list[str] | int) -> str:
+    """A classifier whose weights have so many outputs, whatever its configuration names."""
+    path = kit.save_classifier(folder, names)
+    model = AutoModelForSequenceClassification.from_pretrained(path)
+    model.classifier = torch.nn.Linear(16, outputs)
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, Path(path, "model.safetensors"), metadata={"format": "pt"})
+    return path
+
+
+@pytest.mark.parametrize(
+    "names", [[*NAMES, "more"], [f"n{i}" for i in range(1000)], NAMES[:3], NAMES[:1], 2, 5]
+)
+def test_a_head_with_as_many_outputs_but_another_number_of_names_begins_anew(tmp_path, names):
+    base = with_outputs(tmp_path / "base", 4, names)
+    examples = load_text(section(tmp_path, base))
+    assert examples.base.fresh == {"classifier.weight", "classifier.bias"}
+    assert [note for note in examples.notes if "begins anew" in note]
+    task = TaskSection(
+        kind="text-classification", base=base, data="clients", labels=list(examples.classes)
+    )
+    assert load_shapes(task, examples.classes).fresh == examples.base.fresh
+
+
+@pytest.mark.parametrize("places", [[1, 2, 3, 4], [0, 1, 2, 7]])
+def test_names_that_are_of_no_outputs_are_none(tmp_path, places):
+    base = kit.save_classifier(tmp_path / "base", NAMES)
+    names = dict(zip(map(str, places), NAMES, strict=True))
+    with_config(base, id2label=names, label2id={name: int(i) for i, name in names.items()})
+    examples = load_text(section(tmp_path, base))
+    assert examples.base.fresh
+    assert [note for note in examples.notes if "does not name its outputs" in note]
+
+
+@pytest.mark.parametrize("given", [NAMES, "rain", {"0": NAMES}])
+def test_names_that_are_no_object_of_names_are_one_line(tmp_path, given):
+    base = with_config(kit.save_classifier(tmp_path / "base", NAMES), id2label=given)
+    if isinstance(given, dict):  # a name like any other, for no class of the data
+        assert load_text(section(tmp_path, base)).base.fresh
+        return
+    with pytest.raises(ScenarioError, match=r"config\.json cannot be read .* id2label is") as error:
+        load_text(section(tmp_path, base))
+    assert "\n" not in str(error.value)
+
+
+def test_label2id_names_the_outputs_where_id2label_has_placeholders(tmp_path):
+    own = ["money", "a song", "rain", "bread"]
+    base = kit.save_classifier(tmp_path / "base", own)
+    placeholders = {str(i): f"LABEL_{i}" for i in range(4)}
+    with_config(base, id2label=placeholders, label2id={n: i for i, n in enumerate(own)})
+    examples = load_text(section(tmp_path, base))
+    assert examples.classes == own
+    assert not examples.base.fresh
+
+
+@given(st.permutations([str(n) for n in range(11)]))
+def test_numbers_in_any_order_are_the_outputs_of_a_head_that_numbers_its_classes(names):
+    own = [f"LABEL_{n}" for n in range(11)]
+    in_order = in_order_of(own, names)
+    assert in_order == [str(n) for n in range(11)]
+    assert head_fits(own, in_order, ordered=False)
+    assert in_order_of(own, names, ordered=True) == names
+
+
+def test_a_folder_of_saved_rows_whose_list_is_in_another_order_keeps_a_numbered_head(tmp_path):
+    names = ["0", "1", "10", "2", "3", "4", "5", "6", "7", "8", "9"]
+    features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+    columns = {"text": ["rain"] * 11, "label": list(range(11))}
+    rows = Dataset.from_dict(columns, features=features)
+    DatasetDict({"train": rows, "test": rows}).save_to_disk(str(tmp_path / "saved"))
+    base = kit.save_classifier(tmp_path / "base", 11)
+    given = {"kind": "text-classification", "base": base, "data": str(tmp_path / "saved")}
+    examples = load_text(TaskSection(**given))
+    assert not examples.base.fresh
+    assert [examples.classes[i] for i in examples.train.labels] == names
+    assert examples.train.labels.tolist() == [int(name) for name in names]

@@ -126,7 +126,44 @@ def test_a_class_that_the_draw_put_into_the_test_is_told_so(tmp_path):
     given = {"kind": "text-classification", "base": "builtin:bert-words"}
     task = TaskSection(**given, data=str(tmp_path / "x.csv"))
     assert OWN_TEST in load_splits(task, (), {})[1]
-    with pytest.raises(ScenarioError, match=r"rare is not in training: .* drawn .*task\.labels"):
+    with pytest.raises(ScenarioError, match=r"'rare' is not in training: .* drawn .*task\.labels"):
         load_text(task)
     named = load_text(task.model_copy(update={"labels": ["card", "rare", "song"]}))
     assert sorted(named.test.labels.tolist()) == [0, 0, 0, 1]
+
+
+def test_a_class_that_the_draw_of_training_rows_took_away_is_told_from_one_that_is_not_there(
+    tmp_path,
+):
+    names = [f"c{n}" for n in range(10)]
+    task = TaskSection(
+        kind="text-classification", base="builtin:bert-words", data="x", train_examples=4
+    )
+    splits = DatasetDict({"train": rows_of(names[:4], None), "test": rows_of(names, None)})
+    with pytest.raises(ScenarioError, match=r"'c4' is not in the 4 rows .*task\.train_examples"):
+        encode_labels(task, splits)
+    more = task.model_copy(update={"train_examples": None})
+    with pytest.raises(ScenarioError, match=r"'c4' is not in training; name it in task\.labels"):
+        encode_labels(more, splits)
+
+
+def test_a_name_shows_its_spaces():
+    task = TaskSection(kind="text-classification", base="builtin:bert-words")
+    splits = DatasetDict({"train": rows_of(["x", "y"], None), "test": rows_of(["x", "y "], None)})
+    with pytest.raises(ScenarioError, match=r"'y ' is not in training"):
+        encode_labels(task, splits)
+
+
+def test_one_class_is_nothing_to_learn():
+    task = TaskSection(kind="text-classification", base="builtin:bert-words")
+    splits = DatasetDict({name: rows_of(["x"], None) for name in ("train", "test")})
+    with pytest.raises(ScenarioError, match=r"every row of training is of class 'x'"):
+        encode_labels(task, splits)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"), [(["x", "y", "x"], r"holds 'x' twice"), (["x", " "], r"an empty name")]
+)
+def test_names_of_classes_are_some_and_different(labels, said):
+    with pytest.raises(ValueError, match=said):
+        TaskSection(kind="text-classification", labels=labels)

@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_one_line(base, data, changes, said):
 def test_an_unknown_test_label_is_one_line(tmp_path):
     kit.as_csv(tmp_path, "train.csv", ROWS)
     kit.as_csv(tmp_path, "test.csv", [{**ROWS[0], "label": "new"}])
-    with pytest.raises(ScenarioError, match=r"task.label = 'label': new is not in training"):
+    with pytest.raises(ScenarioError, match=r"task.label = 'label': 'new' is not in training"):
         load_text(section("builtin:bert-words", str(tmp_path)))
 
 
