@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from datasets import (
-    ClassLabel,
-    Dataset,
-    DatasetDict,
-    Value,
-    concatenate_datasets,
-    load_dataset,
-    load_from_disk,
-)
-from datasets.data_files import DataFilesDict, get_data_patterns
+from datasets import Dataset, DatasetDict, load_from_disk
 from datasets.fingerprint import Hasher
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from fedtune.errors import ScenarioError
 from fedtune.scenario.task import TaskSection
-from fedtune.tasks.cache import cache_folder
-from fedtune.tasks.files import FORMS, Source, form_of, read_file, stem_of
+from fedtune.tasks.cards import files_of_card
+from fedtune.tasks.files import FORMS, Source, form_of, stem_of
+from fedtune.tasks.galleries import is_list, is_picture, read_gallery
+from fedtune.tasks.joined import read_files
+from fedtune.tasks.splits import below, split_of
 from fedtune.tasks.stamps import stamps, visible
 
 SAVED_ONE, SAVED_SPLITS = "state.json", "dataset_dict.json"
-CARD, SIDE_FILES = "README.md", (".txt", ".json")
+SIDE_FILES = (".txt", ".json")
 SHOWN = 4
 Sources = dict[str, Source]
+Files = dict[str, list[Path]]
 
 
 def is_saved(path: Path) -> bool:
@@ -63,54 +54,100 @@ def sources_of(splits: Any, folder: Path | None = None) -> Sources:
     return {name: source(name, rows) for name, rows in splits.items()}
 
 
-def read_folder(task: TaskSection, path: Path, used: Collection[str]) -> Sources:
-    """The splits of a folder: saved ones, files named by their split, or what `datasets` makes.
+def read_folder(task: TaskSection, path: Path, used: Collection[str], notes: list[str]) -> Sources:
+    """The splits of a folder: saved ones, pictures, or files by their names.
+
+    Args:
+        task: names the splits.
+        path: of the folder.
+        used: the columns of texts and labels that the task uses.
+        notes: takes lines that the user should see.
 
     Raises:
         ScenarioError: for files of which it could only be guessed which are meant.
     """
     if is_saved(path):
         return saved_splits(path)
-    named = [file for file in visible(path) if file.parent == path and form_of(file)]
-    if any(stem_of(file) == task.train_split for file in named):
-        return _by_name(task, path, named, used)
-    tables = _tables(path)
-    if not tables or _has_configurations(path):
-        return sources_of(_by_datasets(path), path)
-    patterns = get_data_patterns(str(path.resolve()))
-    listed = DataFilesDict.from_patterns(patterns, base_path=str(path.resolve()))
-    wanted = {file.resolve() for file in tables}
-    splits = {name: [f for f in map(Path, files) if f in wanted] for name, files in listed.items()}
-    return {name: _joined(task, files, used) for name, files in splits.items() if files}
-
-
-def _by_name(task: TaskSection, path: Path, files: list[Path], used: Collection[str]) -> Sources:
-    found: dict[str, Path] = {}
-    for file in files:
-        name = stem_of(file)
-        if name in found and name in (task.train_split, task.test_split):
-            raise ScenarioError(
-                f"task.data = {str(path)!r}: both {found[name].name} and {file.name} are split "
-                f"{name!r}; take one away, or name a file in task.data"
-            )
-        found[name] = file
-    if task.test_split not in found and task.test_split != "test":
+    files = visible(path)
+    splits = _by_name(task, path, files) or files_of_card(path)
+    if splits is None:
+        tables = _tables(path, files)
+        if not tables and any(map(is_picture, files)):
+            return read_gallery(task, path, files, used, notes)
+        splits = _by_split(task, path, tables, notes)
+    wanted = {name: files for name, files in splits.items() if _is_wanted(task, name)}
+    if task.train_split not in wanted:
         raise ScenarioError(
-            f"task.test_split = {task.test_split!r}: {task.data} has: {', '.join(found)}"
+            f"task.train_split = {task.train_split!r}: {task.data} has: "
+            f"{', '.join(splits) or 'no file that can be read'}"
         )
-    wanted = [name for name in (task.train_split, task.test_split) if name in found]
-    return {name: read_file(task, found[name], used) for name in wanted}
+    return {name: read_files(task, files, used) for name, files in wanted.items()}
 
 
-def _tables(path: Path) -> list[Path]:
+def _is_wanted(task: TaskSection, split: str) -> bool:
+    return split in (task.train_split, task.test_split)
+
+
+def _by_name(task: TaskSection, path: Path, files: list[Path]) -> Files | None:
+    """The files that are called as a split, each of any form; None where none is for training."""
+    top = [file for file in files if file.parent == path and form_of(file)]
+    own = {name.casefold(): name for name in (task.train_split, task.test_split)}
+    found: Files = {}
+    for file in top:
+        if (name := own.get(stem_of(file).casefold())) is not None:
+            found.setdefault(name, []).append(file)
+    for name, several in found.items():
+        if len(several) > 1:
+            raise ScenarioError(
+                f"task.data = {str(path)!r}: both {several[0].name} and {several[1].name} are "
+                f"split {name!r}; take one away, or name a file in task.data"
+            )
+    if task.train_split not in found:
+        return None
+    if task.test_split not in found:
+        others = [file for file in files if form_of(file) and file not in found[task.train_split]]
+        tests = [file for file in others if _split(task, path, file) == task.test_split]
+        if tests:
+            found[task.test_split] = _tables(path, tests)
+        elif task.test_split != "test":
+            names = ", ".join(stem_of(file) for file in top)
+            raise ScenarioError(f"task.test_split = {task.test_split!r}: {task.data} has: {names}")
+    return found
+
+
+def _by_split(task: TaskSection, path: Path, tables: list[Path], notes: list[str]) -> Files:
+    """The files by the splits that their names say; all are for training where none says one."""
+    found: Files = {}
+    for file in tables:
+        found.setdefault(_split(task, path, file) or "", []).append(file)
+    nameless = found.pop("", [])
+    if not found:
+        names = [str(file.relative_to(path)) for file in nameless]
+        within = {part for part in ("train", "test") for n in names if part in n.casefold()}
+        if len(within) > 1:
+            raise ScenarioError(
+                f"task.data = {str(path)!r}: holds {', '.join(names[:SHOWN])}; call the files "
+                "train.* and test.*"
+            )
+        return {task.train_split: nameless} if nameless else {}
+    if nameless:
+        told = ", ".join(str(file.relative_to(path)) for file in nameless[:SHOWN])
+        notes.append(f"data: left out, since their names say no split: {told}")
+    return found
+
+
+def _split(task: TaskSection, path: Path, file: Path) -> str | None:
+    return split_of(task, (*below(path, file), stem_of(file)))
+
+
+def _tables(path: Path, files: list[Path]) -> list[Path]:
     """The files of rows in a folder, all of one form; none where it holds pictures.
 
     Raises:
         ScenarioError: for several forms, or files of rows beside pictures.
     """
-    files = visible(path)
-    pictures = any(file.suffix.lower() in ImageFolder.EXTENSIONS for file in files)
-    found = [file for file in files if form_of(file) and stem_of(file) != "metadata"]
+    pictures = any(map(is_picture, files))
+    found = [file for file in files if form_of(file) and not is_list(file)]
     tables = [file for file in found if form_of(file) not in SIDE_FILES]
     if pictures and not tables:
         return []
@@ -125,46 +162,3 @@ def _tables(path: Path) -> list[Path]:
             "in task.data and one in task.test, or call them train.* and test.*"
         )
     return tables
-
-
-def _has_configurations(path: Path) -> bool:
-    """Whether the card of a folder says which files are what, as on the hub."""
-    card = path / CARD
-    return card.is_file() and re.search(r"(?m)^configs:", card.read_text("utf-8")) is not None
-
-
-def _by_datasets(path: Path) -> DatasetDict:
-    """What `datasets` makes of a folder, anew where a file was added or has other content."""
-    files = visible(path)
-    tables = [file for file in files if file.suffix.lower() not in ImageFolder.EXTENSIONS]
-    key = [str(file.relative_to(path)) for file in files], stamps(tables)
-    found = load_dataset(str(path), cache_dir=str(cache_folder("folders", key)))
-    for rows in found.values():
-        rows._fingerprint = Hasher.hash((rows._fingerprint, key))
-    return found
-
-
-def _joined(task: TaskSection, files: list[Path], used: Collection[str]) -> Source:
-    """The rows of several files, one after another; classes meet by their names."""
-    sources = [read_file(task, file, used) for file in files]
-    if len(sources) == 1:
-        return sources[0]
-    parts = [source.rows for source in sources]
-    if len({str(part.features) for part in parts}) > 1:
-        parts = [_named(part) for part in parts]
-    ends = list(accumulate(map(len, parts)))
-
-    def where(row: int) -> str:
-        which = int(np.searchsorted(ends, row, side="right"))
-        return sources[which].where(row - ends[which] + len(parts[which]))
-
-    return Source(concatenate_datasets(parts), where, sources[0].folder)
-
-
-def _named(rows: Dataset) -> Dataset:
-    """The rows with the names of their classes for their numbers."""
-    for column, feature in rows.features.items():
-        if isinstance(feature, ClassLabel):
-            names = [None if v is None else feature.int2str(v) for v in rows[column]]
-            rows = rows.remove_columns(column).add_column(column, names, feature=Value("string"))
-    return rows

@@ -51,7 +51,7 @@ def load_splits(
     check_used(task)
     notes: list[str] = []
     try:
-        splits = _both(task, _read(task, builtin), notes)
+        splits = _both(task, _read(task, builtin, notes), notes)
     except READ_ERRORS as error:
         cause = error.__cause__ if isinstance(error, DatasetsError) else None
         reason = first_line(cause or error)[:MOST_SAID]
@@ -73,7 +73,7 @@ def contents(task: TaskSection) -> tuple[Any, ...]:
     return tuple(tuple(folder_stamps(path) if path.is_dir() else stamps([path])) for path in paths)
 
 
-def _read(task: TaskSection, builtin: Builtin) -> Sources:
+def _read(task: TaskSection, builtin: Builtin, notes: list[str]) -> Sources:
     if task.data == CLIENTS:
         assert task.test is not None
         rows = _one(task, task.test, builtin)
@@ -101,7 +101,7 @@ def _read(task: TaskSection, builtin: Builtin) -> Sources:
     if task.test is not None:
         raise ScenarioError(f"task.test = {task.test!r}: task.data is no file; use task.test_split")
     if path.is_dir():
-        return read_folder(task, path, used)
+        return read_folder(task, path, used, notes)
     found = load_dataset(task.data, task.subset)
     return sources_of({"train": found} if isinstance(found, Dataset) else found)
 
@@ -158,5 +158,5 @@ def own_row(rows: Dataset, row: int) -> int:
 
 def _check_column(key: str, column: str | None, split: Dataset, name: str) -> None:
     if column is not None and column not in split.column_names:
-        found = listed(split.column_names)
+        found = listed([repr(name) for name in split.column_names])
         raise ScenarioError(f"task.{key} = {column!r}: no such column in {name}; it has: {found}")

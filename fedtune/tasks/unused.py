@@ -40,9 +40,8 @@ def _kinds(task: TaskSection) -> set[str]:
     named = [task.test] if task.data == CLIENTS else [task.data, task.test]
     paths = [Path(one).expanduser() for one in named if one is not None]
     inside = [file for path in paths if path.is_dir() for file in path.rglob("*")]
-    splits = [
-        file for file in inside if file.name.split(".")[0] in (task.train_split, task.test_split)
-    ]
+    own = {task.train_split.casefold(), task.test_split.casefold()}
+    splits = [file for file in inside if file.name.split(".")[0].casefold() in own]
     return {_kind(file) for file in [*paths, *(splits or inside)]}
 
 
