@@ -29,7 +29,7 @@ from fedtune.tasks.cache import identity, made_once, mapped
 from fedtune.tasks.pictures import ALTERED, Unreadable, picture_of
 from fedtune.tasks.sources import own_row
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 CHUNK = 64
 LEVELS, ROUNDING = 255, 1e-6
 PIXELS, AFFINE, COUNTS = "pixels", "affine", "altered"
@@ -166,7 +166,6 @@ class _Images:
     ) -> None:
         self.task, self.rows, self.class_of = task, rows, class_of
         self.mode = "L" if channels == 1 else "RGB"
-        self.feature = rows.features[task.image]
         self.cells = rows.select_columns([task.image]).cast_column(
             task.image, ImageFeature(decode=False)
         )
@@ -180,7 +179,7 @@ class _Images:
 
     def _one(self, row: int, cell: Any) -> NDArray[np.uint8]:
         try:
-            image, done = picture_of(cell, self.feature, self.mode)
+            image, done = picture_of(cell, self.mode)
         except Unreadable as error:
             raise ScenarioError(
                 f"task.data = {self.task.data!r}: column {self.task.image!r} {error} in row "

@@ -28,9 +28,18 @@ def stamps(files: Iterable[Path | str]) -> list[Stamp]:
         files: names; one that is no file of this machine has an empty stamp.
     """
     paths = [Path(file) for file in files]
-    sizes = [path.stat().st_size if path.is_file() else 0 for path in paths]
+    here = [is_file(path) for path in paths]
+    sizes = [path.stat().st_size for path, found in zip(paths, here, strict=True) if found]
     of = whole if sum(sizes) <= READ_WHOLE else ends
-    return [of(path) if path.is_file() else () for path in paths]
+    return [of(path) if found else () for path, found in zip(paths, here, strict=True)]
+
+
+def is_file(name: Path | str) -> bool:
+    """Whether a file of this name is on this machine; also of a text that can be no name."""
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def whole(path: Path) -> Stamp:

@@ -169,10 +169,106 @@ def _saved(image, **more) -> bytes:
     return file.getvalue()
 
 
-def test_a_shape_that_white_hides_is_refused():
-    with pytest.raises(Unreadable, match="white on nothing"):
-        in_eight_bits(drawn((255, 255, 255), 255), "RGB")
-    in_eight_bits(Image.new("RGBA", (SIDE, SIDE), (255, 255, 255, 0)), "RGB")  # has no shape
+HALF = np.arange(SIDE * SIDE).reshape(SIDE, SIDE) < SIDE * SIDE // 2
+
+
+def rgba(colour, alpha) -> Image.Image:
+    """A picture of colours, by pixel or one, and of their opacity."""
+    values = np.empty((SIDE, SIDE, 4), np.uint8)
+    values[..., :3] = np.broadcast_to(np.asarray(colour, np.uint8), (SIDE, SIDE))[..., None]
+    values[..., 3] = alpha
+    return Image.fromarray(values)
+
+
+def speck() -> Image.Image:
+    image = rgba(255, HALF * 255)
+    image.putpixel((0, 0), (0, 0, 0, 255))
+    return image
+
+
+HIDDEN = {
+    "white on nothing": rgba(255, HALF * 255),
+    "all but white": rgba(250, HALF * 255),
+    "a hole in white": rgba(255, ~HALF * 255),
+    "with a dark pixel": speck(),
+    "colours under nothing": rgba(HALF * 200, 0),
+    "one colour under nothing": rgba(20, 0),
+    "colours under all but nothing": rgba(HALF * 200, 10),
+}
+
+
+@pytest.mark.parametrize("kind", HIDDEN)
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("stored", ["RGBA", "LA"])
+def test_a_shape_that_white_hides_is_refused(kind, mode, stored):
+    with pytest.raises(Unreadable, match="hidden by the white"):
+        in_eight_bits(HIDDEN[kind].convert(stored), mode)
+
+
+@pytest.mark.parametrize("image", [rgba(255, 0), rgba(255, 250), rgba(200, HALF * 255)])
+def test_what_has_no_shape_or_a_seen_one_is_not(image):
+    in_eight_bits(image, "RGB")
+
+
+@given(st.integers(0, 255), st.integers(0, 255), st.integers(0, 255), st.integers(0, 64))
+def test_a_tenth_of_every_shape_is_seen_or_it_is_refused(colour, alpha, behind, pixels):
+    """Computed pixel by pixel from the definition of laying one picture on another."""
+    opacity = np.full(SIDE * SIDE, behind)
+    opacity[:pixels] = alpha
+    white = 255 - (255 - colour) * opacity / 255
+    shaped = opacity >= 16 if np.ptp(opacity) >= 16 else np.full(SIDE * SIDE, colour <= 239)
+    seen, shape = np.mean(white <= 239), np.mean(shaped)
+    if np.abs(white - 239).min() < 2:  # on the edge, where rounding decides
+        return
+    image = rgba(colour, opacity.reshape(SIDE, SIDE))
+    if opacity.min() < 255 and seen < 0.1 * shape:
+        with pytest.raises(Unreadable):
+            in_eight_bits(image, "L")
+    else:
+        found = np.asarray(in_eight_bits(image, "L")[0]).reshape(-1)
+        if opacity.min() < 255:
+            assert np.abs(found - white).max() <= 1.5
+
+
+@pytest.mark.parametrize(("shape", "clear"), [(0, 65_535), (30_000, 0), (30_000, 65_535)])
+def test_a_transparent_value_of_sixteen_bits(shape, clear):
+    values = np.where(HALF, shape, clear).astype(np.uint16)
+    shown = Image.open(io.BytesIO(_saved(Image.fromarray(values), transparency=clear)))
+    found, done = in_eight_bits(shown, "L")
+    assert done == [DEEP, CLEAR]
+    assert np.array_equal(np.asarray(found), np.where(HALF, round(shape / 257), 255))
+
+
+def test_white_on_a_transparent_value_of_sixteen_bits_is_refused():
+    values = np.where(HALF, 65_535, 0).astype(np.uint16)
+    shown = Image.open(io.BytesIO(_saved(Image.fromarray(values), transparency=0)))
+    with pytest.raises(Unreadable, match="hidden by the white"):
+        in_eight_bits(shown, "L")
+
+
+@pytest.mark.parametrize("declared", ["L", "RGB"])
+@pytest.mark.parametrize("kind", ["16 bits", "transparent"])
+def test_the_mode_that_a_column_declares_bypasses_no_rule(tmp_path, declared, kind):
+    images = [grey(v, np.uint16) for v in (300, 60_000)] if kind == "16 bits" else [
+        rgba(0, HALF * 255), rgba(0, 255 - HALF * 100)
+    ]  # fmt: skip
+    features = Features({"image": ImageFeature(mode=declared), "label": Value("string")})
+    columns = {"image": [{"bytes": png(i), "path": None} for i in images], "label": list("ab")}
+    Dataset.from_dict(columns, features=features).to_parquet(str(tmp_path / "x.parquet"))
+    examples = loaded(tmp_path / "x.parquet")
+    assert examples.notes == [f"data: 4 {DEEP if kind == '16 bits' else CLEAR}"]
+    for image, seen in zip(images, examples.train.pixels[:, 0].numpy(), strict=True):
+        assert np.array_equal(np.asarray(in_eight_bits(image, "L")[0]), seen)
+
+
+@pytest.mark.parametrize("cell", ["AbC/" * 2000, "data:image/png;base64," + "A" * 5000, "a\0b"])
+def test_a_cell_that_can_be_no_name_of_a_file_is_one_line_cut(tmp_path, cell):
+    table = pa.table({"image": [cell, cell], "label": ["a", "b"]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(ScenarioError, match=r"there is no such file in row 0") as error:
+        loaded(tmp_path / "x.parquet")
+    assert len(str(error.value)) < 400
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "RGB", "L", "P", "1", "CMYK"])
