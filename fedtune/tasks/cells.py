@@ -70,6 +70,28 @@ def checked(task: TaskSection, source: Source) -> Dataset:
     return rows
 
 
+def blank_notes(task: TaskSection, rows: Dataset, split: str) -> list[str]:
+    """Lines about rows of a split that hold no text where the task reads one.
+
+    Raises:
+        ScenarioError: where none of them holds one.
+    """
+    notes = []
+    for column, key in text_columns(task).items():
+        if column not in rows.column_names:
+            continue
+        values = rows.data.column(column)
+        if not (_is_text(values.type) or pa.types.is_null(values.type)):
+            continue
+        texts = values.cast(pa.large_string()).fill_null("")
+        blank = pc.sum(pc.equal(pc.utf8_trim_whitespace(texts), "")).as_py() or 0
+        if key != "template" and rows.num_rows and blank == rows.num_rows:
+            raise ScenarioError(f"task.{key} = {shown(column)}: no row of {split} holds a text")
+        if blank:
+            notes.append(f"data: {blank} of {rows.num_rows} rows of {split} hold no {column}")
+    return notes
+
+
 class _Place:
     """Says of a cell where it is."""
 
@@ -98,15 +120,15 @@ def _labels(rows: Dataset, column: str, place: _Place) -> Dataset:
     kind = rows.data.schema.field(column).type
     if _is_binary(kind):
         rows, kind = _as_text(rows, column, place, _utf8), pa.string()
-    plain = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_null)
-    if not (_is_text(kind) or any(holds(kind) for holds in plain)):
-        raise place.fault(f"holds {_told(rows, column)}; allowed: text, or whole numbers")
     values = rows.data.column(column)
-    empty = pc.is_null(values)
+    empty = pc.is_null(values, nan_is_null=True)
     if _is_text(kind):
         empty = pc.or_(empty, pc.equal(pc.utf8_trim_whitespace(values.fill_null("")), ""))
     if (row := _first(empty)) is not None:
         raise place.fault("holds no label; give it one, or take the row out", row)
+    plain = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_null)
+    if not (_is_text(kind) or any(holds(kind) for holds in plain)):
+        raise place.fault(f"holds {_told(rows, column)}; allowed: text, or whole numbers")
     if names := _names(rows, column):
         strange = pc.or_(pc.less(values, 0), pc.greater_equal(values, len(names)))
         if (row := _first(strange)) is not None:

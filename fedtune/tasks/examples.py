@@ -19,6 +19,7 @@ from fedtune.tasks.pixels import PixelTable
 from fedtune.tasks.tokens import TokenTable
 
 LENGTH_CLASSES, NO_ID = 10, ""
+TEXTS = "UO"  # kinds of arrays that hold texts
 NAMELESS = "examples name no client and are left out"
 
 
@@ -77,7 +78,7 @@ def dealt_by(examples: Examples, section: PartitionSection) -> NDArray[Any]:
     values = [_id(value, section) for value in examples.rows[section.by]]
     if section.pattern is not None:
         values = _matched(values, section)
-    by = np.asarray(values)
+    by = as_values(values)
     return by if examples.source is None else by[examples.source]
 
 
@@ -89,17 +90,25 @@ def of_no_client(by: NDArray[Any] | None, section: PartitionSection, left: int) 
         section: the scenario's `clients.partition`.
         left: how many examples no client holds.
     """
-    natural = section.kind == "natural" and by is not None and by.dtype.kind == "U"
+    natural = section.kind == "natural" and by is not None and by.dtype.kind in TEXTS
     nameless = int(np.sum(by == NO_ID)) if natural else 0
     found = {NAMELESS: nameless, "examples are of no client": left - nameless}
     return {what: count for what, count in found.items() if count > 0}
 
 
 def _id(value: Any, section: PartitionSection) -> str:
-    """A cell as text; of a natural client, empty where it names none."""
-    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    """A cell as text, others as others; of a natural client, empty where it names none."""
+    natural = section.kind == "natural"
+    strange = "surrogateescape" if natural else "backslashreplace"  # Arrow takes no surrogates
+    text = value.decode("utf-8", strange) if isinstance(value, bytes) else str(value)
     absent = value is None or value != value or not text.strip()  # NaN is none, too
-    return NO_ID if section.kind == "natural" and absent else text
+    return NO_ID if natural and absent else text
+
+
+def as_values(values: list[str]) -> NDArray[Any]:
+    """Texts as an array; as objects where NumPy would drop what some of them end with."""
+    dropped = any(value.endswith("\0") for value in values)
+    return np.asarray(values, dtype=object if dropped else None)
 
 
 def _default(examples: Examples, section: PartitionSection) -> NDArray[Any]:

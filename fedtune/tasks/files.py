@@ -15,14 +15,14 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features
 from datasets.table import table_cast
 
-from fedtune.errors import ScenarioError
+from fedtune.errors import LONGEST, ScenarioError, shown
 from fedtune.scenario.task import TaskSection
 from fedtune.tasks.cache import folder_once
 from fedtune.tasks.delimited import delimited
 from fedtune.tasks.json_rows import json_rows, json_table
 from fedtune.tasks.stamps import stamps
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 FORMS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt")
 PACKED = ".gz"
 ALLOWED = f"{', '.join(FORMS)}, in small or capital letters; all but .parquet also with {PACKED}"
@@ -52,9 +52,13 @@ def form_of(path: Path) -> str | None:
     return form if form in FORMS and not (packed and form == ".parquet") else None
 
 
+def _is_packed(path: Path) -> bool:
+    return path.name.lower().endswith(PACKED)
+
+
 def stem_of(path: Path) -> str:
     """A file's name without what says its form."""
-    return Path(path.name[: -len(PACKED)] if path.name.lower().endswith(PACKED) else path.name).stem
+    return Path(path.name[: -len(PACKED)] if _is_packed(path) else path.name).stem
 
 
 def read_file(task: TaskSection, path: Path, used: Collection[str]) -> Source:
@@ -75,7 +79,7 @@ def read_file(task: TaskSection, path: Path, used: Collection[str]) -> Source:
         )
     how = {".txt": task.pattern, ".csv": task.columns, ".tsv": task.columns}.get(form)
     by = sorted(used) if form in (".json", ".jsonl") else None
-    key = CACHE_VERSION, form, stamps([path]), how, by
+    key = CACHE_VERSION, form, _is_packed(path), stamps([path]), how, by
 
     def make(made: Path, beside: Path) -> None:
         try:
@@ -105,7 +109,7 @@ def _tables(
 
 def opened(path: Path, newline: str | None = "") -> TextIO:
     """A text file, unpacked if it is packed; its line ends as they are, or for None as `\\n`."""
-    if path.name.lower().endswith(PACKED):
+    if _is_packed(path):
         return gzip.open(path, "rt", encoding="utf-8-sig", newline=newline)
     return path.open(encoding="utf-8-sig", newline=newline)
 
@@ -160,13 +164,26 @@ def _parquet(path: Path) -> tuple[pa.Schema, Iterator[pa.Table]]:
     file = pq.ParquetFile(path)
     fields = [field.with_type(_plain(field.type)) for field in file.schema_arrow]
     plain = pa.schema(fields, file.schema_arrow.metadata)
-    schema = Features.from_arrow_schema(plain).arrow_schema
+    schema = pa.schema([_known(field, path) for field in plain], plain.metadata)
+    schema = Features.from_arrow_schema(schema).arrow_schema
 
     def tables() -> Iterator[pa.Table]:
         for batch in file.iter_batches(CHUNK):
             yield table_cast(pa.Table.from_batches([batch]).cast(plain), schema)
 
     return schema, tables()
+
+
+def _known(field: pa.Field, path: Path) -> pa.Field:
+    """A field of a type that `datasets` can hold."""
+    try:
+        Features.from_arrow_schema(pa.schema([field]))
+    except (ValueError, TypeError, NotImplementedError, pa.ArrowException):
+        raise ScenarioError(
+            f"{path.name}: column {shown(field.name)} holds {str(field.type)[:LONGEST]}, which "
+            "cannot be read; take it out, or save it as text"
+        ) from None
+    return field
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

@@ -14,6 +14,7 @@ CHUNK = 4096
 KINDS = {bool: "a truth value", int: "a number", float: "a number", str: "text", list: "a list",
          dict: "an object"}  # fmt: skip
 NESTED = {"a list", "an object"}
+PANDAS = ({"columns", "index", "data"}, {"schema", "data"})  # orient="split", orient="table"
 HELP = (
     "write an object a line, or a list of objects (pandas: to_json(..., orient='records', "
     "lines=True))"
@@ -33,7 +34,7 @@ def json_table(source: TextIO, name: str, used: Collection[str]) -> pa.Table:
 
     Raises:
         ScenarioError: for what is no such file, with its line; for a list, an object or values of
-            several kinds in a column that is used.
+            several kinds in a column that is used, and a row without one that others have.
     """
     columns = _Columns(name, used)
     for place, row in json_rows(source, name):
@@ -50,11 +51,12 @@ def json_rows(source: TextIO, name: str) -> Iterator[tuple[str, Row]]:
         yield from _listed(_parsed(first + source.read(), name, line), name)
         return
     if isinstance(value, list):
+        _check_end(source, name, line)
         yield from _listed(value, name)
         return
     row, following = _object(value, f"{name}, line {line}"), _lines(source, name, line)
     after = next(following, None)
-    if after is None and _is_table(row):
+    if after is None and (_is_table(row) or _holds_rows(row)):
         yield from _listed(row, name)
         return
     yield f"line {line}", row
@@ -69,6 +71,15 @@ def _first(source: TextIO) -> tuple[str, int]:
         if text.strip():
             return text, number
     return "[]", 1
+
+
+def _check_end(source: TextIO, name: str, line: int) -> None:
+    """Refuse text after a list that a line holds."""
+    for number, text in enumerate(source, line + 1):
+        if text.strip():
+            raise ScenarioError(
+                f"{name}, line {number}: more text after the list that line {line} holds; {HELP}"
+            )
 
 
 def _lines(source: TextIO, name: str, before: int) -> Iterator[tuple[str, Row]]:
@@ -108,6 +119,13 @@ def _is_table(value: Row) -> bool:
     return bool(members) and (_all(dict, members) or _all(list, members))
 
 
+def _holds_rows(value: Row) -> bool:
+    """Whether an object holds a list of objects, or is one of pandas' that are no rows."""
+    return value.keys() in PANDAS or any(
+        isinstance(member, list) and member and _all(dict, member) for member in value.values()
+    )
+
+
 def _all(kind: type, values: Iterable[Any]) -> bool:
     return all(isinstance(value, kind) for value in values)
 
@@ -116,6 +134,8 @@ def _of_columns(value: Row, name: str) -> list[Any]:
     """The rows of an object of columns, of rows by their number, or of one list of rows."""
     columns = dict(value)
     members = list(columns.values())
+    if value.keys() in PANDAS:
+        raise ScenarioError(f"{name}: is what pandas writes with orient='split' or 'table'; {HELP}")
     if (
         len(members) == 1
         and isinstance(members[0], list)
@@ -153,6 +173,7 @@ class _Columns:
     def __init__(self, name: str, used: Collection[str]) -> None:
         self.name, self.used = name, used
         self.kinds: dict[str, dict[str, str]] = {}
+        self.without: dict[str, str] = {}
         self.rows: list[Row] = []
         self.chunks: list[pa.Table] = []
 
@@ -162,12 +183,21 @@ class _Columns:
             kinds = self.kinds.setdefault(column, {})
             if value is not None and kinds.setdefault(kind(value), place) == place:
                 self._check(column, kinds)
+        for column in self.used:
+            if column not in row:
+                self.without.setdefault(column, place)
         self.rows.append(row)
         if len(self.rows) == CHUNK:
             self._flush()
 
     def table(self) -> pa.Table:
-        """All rows; a column that misses in one of them is null there."""
+        """All rows; a column that the task does not use may miss in one, and is null there."""
+        for column in self.used:
+            if column in self.kinds and column in self.without:
+                raise ScenarioError(
+                    f"{self.name}, {self.without[column]}: has no {shown(column)}, as other rows "
+                    "have; give it one, null if it is empty, or take the row out"
+                )
         if self.rows or not self.chunks:
             self._flush()
         mixed = {column for column in self.kinds if not self._fits(column)}

@@ -15,7 +15,7 @@ from fedtune.errors import ScenarioError
 from fedtune.randomness import generator
 from fedtune.scenario.clients import PartitionSection
 from fedtune.tasks.base import Rows
-from fedtune.tasks.examples import NO_ID
+from fedtune.tasks.examples import NO_ID, TEXTS
 
 CLASSES = {
     "iid": flwr_partitioners.IidPartitioner,
@@ -98,7 +98,7 @@ def _natural(by: NDArray[Any], section: PartitionSection, count: int) -> list[Ro
 
     flwr-datasets' NaturalIdPartitioner filters the data once a client: minutes for 500 writers.
     """
-    known = np.arange(len(by)) if by.dtype.kind != "U" else np.flatnonzero(by != NO_ID)
+    known = np.arange(len(by)) if by.dtype.kind not in TEXTS else np.flatnonzero(by != NO_ID)
     _, place, sizes = np.unique(by[known], return_inverse=True, return_counts=True)
     if count > len(sizes):
         raise ScenarioError(

@@ -77,7 +77,7 @@ def in_eight_bits(image: Image.Image, mode: str) -> tuple[Image.Image, list[str]
     if image.has_transparency_data:
         _check_key(image.info.get("transparency"))
         whole = image.convert("RGBA")
-        if whole.getextrema()[3][0] < OPAQUE:
+        if np.asarray(whole.getchannel("A")).min() < OPAQUE:
             return _on_white(whole, mode), [CLEAR]
     return image.convert(mode), []
 

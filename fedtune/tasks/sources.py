@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fedtune.errors import ScenarioError, first_line, listed
 from fedtune.scenario.task import CLIENTS, TaskSection
 from fedtune.tasks.bases import base_folder
-from fedtune.tasks.cells import checked, used_columns
+from fedtune.tasks.cells import blank_notes, checked, used_columns
 from fedtune.tasks.files import Source, form_of, read_file
 from fedtune.tasks.folders import Sources, is_one, is_saved, read_folder, saved_splits, sources_of
 from fedtune.tasks.stamps import folder_stamps, stamps
@@ -128,8 +128,11 @@ def _both(task: TaskSection, found: Sources, notes: list[str]) -> DatasetDict:
                 f"task.{key}_split = {name!r}: {task.data} has: {', '.join(sorted(found))}"
             )
     train = checked(task, found[names["train"]])
+    notes += blank_notes(task, train, "train")
     if names["test"] in found:
-        return DatasetDict({"train": train, "test": checked(task, found[names["test"]])})
+        test = checked(task, found[names["test"]])
+        notes += blank_notes(task, test, "test")
+        return DatasetDict({"train": train, "test": test})
     if len(train) < 2:
         raise ScenarioError(f"task.data = {task.data!r}: too few rows to keep some for testing")
     notes.append(OWN_TEST)

@@ -173,7 +173,11 @@ def test_json_that_is_no_table_is_refused_with_its_line(tmp_path, text, said):
 
 
 def test_json_columns_that_no_task_uses_may_hold_anything():
-    lines = ['{"text": "a", "more": 1}', '{"text": "b", "more": [1, "x"]}', '{"other": "c"}']
+    lines = [
+        '{"text": "a", "more": 1}',
+        '{"text": "b", "more": [1, "x"]}',
+        '{"text": null, "other": "c"}',
+    ]
     table = json_table(io.StringIO("\n".join(lines)), "x.jsonl", {"text"})
     assert table.to_pylist() == [
         {"text": "a", "more": "1", "other": None},
@@ -237,7 +241,6 @@ def test_prompts_and_responses_may_be_whole_numbers_and_names_of_classes(tmp_pat
         ("x.csv", "text,label\na,b\nplay,  \n", "x.csv, line 3"),
         ("x.jsonl", '{"text": "a", "label": "b"}\n\n{"text": "c", "label": null}\n', "line 3"),
         ("x.jsonl", '{"text": "a", "label": "b"}\n{"text": "c", "label": ""}\n', "line 2"),
-        ("x.jsonl", '{"text": "a", "label": "b"}\n{"text": "c"}\n', "line 2"),
         ("x.json", '[{"text": "a", "label": "b"}, {"text": "c", "label": ""}]', "x.json, row 1"),
     ],
 )
@@ -323,3 +326,62 @@ def test_large_fields_and_many_rows(tmp_path):
             np.arange(3000))]  # fmt: skip
     pd.DataFrame(rows).to_csv(tmp_path / "x.csv", index=False)
     assert read(tmp_path / "x.csv") == rows
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[{"text": "a"}]\n[{"text": "b"}]\n', "x.json, line 2: more text after the list"),
+        ('\n[{"text": "a"}]\n\n{"text": "b"}\n', "x.json, line 4: more text after the list"),
+        ('[{"text": "a"}]\n]]] rubbish', "x.json, line 2: more text after the list"),
+        ('{"text": "a"}\n{"Text": "b"}\n', "x.json, line 2: has no 'text'"),
+        ('[{"text": "a"}, {"text": null}, {}]', "x.json, row 2: has no 'text'"),
+        (FRAME.to_json(orient="split"), "pandas writes with orient='split' or 'table'; write an"),
+        (FRAME.to_json(orient="table"), "pandas writes with orient='split' or 'table'; write an"),
+        ('{"version": 1, "rows": [{"text": "a"}]}', "x.json: is one object that holds no columns"),
+    ],
+)
+def test_no_row_of_json_is_passed_over_and_no_text_made_up(text, said):
+    with pytest.raises(ScenarioError) as error:
+        json_table(io.StringIO(text), "x.json", {"text"})
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl", "x.parquet"])
+def test_rows_without_a_text_are_counted_and_a_column_without_one_is_refused(tmp_path, name):
+    frame = pd.DataFrame({"text": ["a", None, "b", "c"], "label": list("xyxy")})
+    for part, table in (("some", frame), ("none", frame.assign(text=None))):
+        path = tmp_path / part / name
+        path.parent.mkdir()
+        if name == "x.csv":
+            table.to_csv(path, index=False)
+        elif name == "x.jsonl":
+            table.to_json(path, orient="records", lines=True)
+        else:
+            table.to_parquet(path, index=False)
+    path = tmp_path / "some" / name
+    _, notes = load_splits(section(path), ("text",), {})
+    assert notes == [f"data: 1 of 4 rows of {split} hold no text" for split in ("train", "test")]
+    with pytest.raises(ScenarioError, match=r"task.text = 'text': no row of train holds a text"):
+        load_splits(section(tmp_path / "none" / name), ("text",), {})
+
+
+def test_a_whole_number_that_misses_is_told_by_its_row(tmp_path):
+    path = tmp_path / "x.parquet"
+    pd.DataFrame({"text": list("abc"), "label": [1, None, 2]}).to_parquet(path)
+    assert "x.parquet, row 1: holds no label" in refused(path)
+
+
+def test_a_parquet_column_that_cannot_be_read_is_named(tmp_path):
+    strange = pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64()))
+    table = pa.table({"text": ["a"], "label": ["x"], "odd": strange})
+    pq.write_table(table, tmp_path / "x.parquet")
+    assert "x.parquet: column 'odd' holds map<" in refused(tmp_path / "x.parquet")
+
+
+def test_a_file_is_read_anew_under_a_name_that_says_that_it_is_packed(tmp_path):
+    for name in ("x.csv", "x.csv.gz"):
+        (tmp_path / name).write_text("text,label\na,x\nb,y\n")
+    load_splits(section(tmp_path / "x.csv"), ("text",), {})
+    assert "cannot be read (Not a gzipped file" in refused(tmp_path / "x.csv.gz")

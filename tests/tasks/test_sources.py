@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedtune.errors import ScenarioError
+from fedtune.scenario.clients import PartitionSection
 from fedtune.scenario.schema import Scenario
 from fedtune.scenario.task import TaskSection
-from fedtune.tasks.examples import NAMELESS
+from fedtune.tasks.examples import NAMELESS, NO_ID, dealt_by
 from fedtune.tasks.load import load_task
+from fedtune.tasks.partition import partition
 from fedtune.tasks.sources import load_splits
 from fedtune.tasks.text import load_text
 from tests.tasks import kit
@@ -183,6 +188,44 @@ def test_an_id_that_is_a_number_may_be_absent_too(tmp_path):
     task = load_task(made, CPU, torch.float32)
     assert [task.clients.rows(client).tolist() for client in range(2)] == [[0, 3], [2]]
     assert task.left_out == {NAMELESS: 1}
+
+
+def dealt(values, pattern=None, kind="natural") -> list[list[int]]:
+    """The rows of every client, where a column of these values names them."""
+    rows = Dataset.from_dict({"who": values})
+    section = PartitionSection(kind=kind, by="who", pattern=pattern)
+    by = dealt_by(SimpleNamespace(rows=rows, source=None), section)
+    named = len({value for value in by.tolist() if value != NO_ID})
+    return [part.tolist() for part in partition(by, section, named, seed=0)]
+
+
+def groups(values) -> list[list[int]]:
+    """The rows of equal values."""
+    return sorted([n for n, v in enumerate(values) if v == one] for one in set(values))
+
+
+BYTES = st.lists(st.binary(min_size=1, max_size=3) | st.sampled_from([b"\xff", b"\xfe", b"\0"]),
+                 min_size=1, max_size=8)  # fmt: skip
+TEXTS = st.lists(st.text("ab\0\\x", min_size=1, max_size=3), min_size=1, max_size=8)
+
+
+@given(BYTES | TEXTS)
+def test_different_ids_are_different_clients(values):
+    texts = [v if isinstance(v, str) else v.decode("utf-8", "surrogateescape") for v in values]
+    if all(text.strip() for text in texts):  # else one is blank, and no client's
+        assert sorted(dealt(values)) == groups(values)
+
+
+def test_ids_that_bytes_or_zeros_tell_apart():
+    assert dealt([b"\xff", b"\xfe", b"\xff"]) == [[1], [0, 2]]
+    assert dealt(["a", "a\0", "a"]) == [[0, 2], [1]]
+    assert dealt([b"\0", b"\0\0", b"\0"]) == [[0, 2], [1]]
+    assert dealt(["u1\0-x", "u1-x"], pattern="(.*)-") == [[1], [0]]
+
+
+def test_values_that_are_dealt_by_classes_may_be_any_bytes():
+    parts = dealt([b"\xff", b"a\0", b"\xff", b"a\0"], kind="iid")
+    assert sorted(row for part in parts for row in part) == [0, 1, 2, 3]
 
 
 def test_clients_can_be_dealt_by_length(tmp_path):

@@ -106,7 +106,7 @@ def test_blank_and_odd_cells_stay_what_they_are(base, data):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"text": "body"}, "task.text = 'body': no such column in train; it has: text, label"),
+        ({"text": "body"}, "task.text = 'body': no such column in train; it has: 'text', 'label'"),
         ({"label": "kind"}, "task.label = 'kind': no such column"),
         ({"max_length": 4000}, "task.max_length = 4000: .* takes at most 40 tokens"),
         ({"base": "builtin:vit-letters"}, "task.base = 'builtin:vit-letters'"),
@@ -133,5 +133,9 @@ def test_rows_with_several_labels_are_left_out_and_counted(tmp_path):
     examples = load_text(section("builtin:bert-words", str(tmp_path), label_separator=","))
     assert len(examples.train) == len(ROWS)
     assert examples.classes == ["so", "bad", "good"]
-    assert examples.notes == ["data: 1 rows with several labels are left out"]
+    assert examples.notes == [
+        "data: 1 of 7 rows of train hold no text",
+        "data: 1 of 6 rows of test hold no text",
+        "data: 1 rows with several labels are left out",
+    ]
     assert examples.left_out == {"rows with several labels are left out": 1}
