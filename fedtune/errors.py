@@ -65,6 +65,6 @@ def cut(text: str) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names of a user's data for a message: the first of them, each cut."""
+    """Names of a user's data for a message: the first of them, each as `shown`."""
     more = ", ..." if len(names) > MOST_LISTED else ""
-    return ", ".join(map(cut, names[:MOST_LISTED])) + more
+    return ", ".join(map(shown, names[:MOST_LISTED])) + more

@@ -15,7 +15,10 @@ from fedtune.tasks.files import FORMS, form_of
 
 CARD = "README.md"
 KNOWN = {"data_files", "default", "description", "version"}
-INSTEAD = "name the files in task.data and task.test, or call them train.* and test.*"
+INSTEAD = (
+    "name files in task.data and task.test, or take configs out and call them train.* and test.* "
+    "(pictures: in folders called by their class)"
+)
 
 
 def files_of_card(path: Path) -> dict[str, list[Path]] | None:
@@ -26,10 +29,11 @@ def files_of_card(path: Path) -> dict[str, list[Path]] | None:
             settings that say how to read files, and files of other forms.
     """
     card = path / CARD
-    if not card.is_file():
-        return None
     try:
-        data: Any = DatasetCard(card.read_text("utf-8")).data
+        text = card.read_text("utf-8") if card.is_file() else ""
+        if not text.startswith("---"):
+            return None
+        data: Any = DatasetCard(text).data
         configs = MetadataConfigs.from_dataset_card_data(data)
         name = configs.get_default_config_name()
     except (ValueError, TypeError, yaml.YAMLError) as error:
@@ -40,10 +44,10 @@ def files_of_card(path: Path) -> dict[str, list[Path]] | None:
         listed = ", ".join(configs)
         raise ScenarioError(f"{card}: has several configs and no default ({listed}); {INSTEAD}")
     config = dict(configs[name])
-    if "data_files" not in config:
-        return None
     if strange := sorted(config.keys() - KNOWN):
         raise ScenarioError(f"{card}: configs sets {strange[0]!r}, which is not read; {INSTEAD}")
+    if "data_files" not in config:
+        return None
     patterns = sanitize_patterns(config["data_files"])
     found = DataFilesDict.from_patterns(patterns, base_path=str(path.resolve()))
     splits = {str(split): [Path(file) for file in files] for split, files in found.items()}

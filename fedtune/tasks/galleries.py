@@ -16,7 +16,7 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from numpy.typing import NDArray
 from PIL import Image
 
-from fedtune.errors import ScenarioError, shown
+from fedtune.errors import ScenarioError, listed, shown
 from fedtune.scenario.task import TaskSection
 from fedtune.tasks.files import Source, form_of, read_file, stem_of
 from fedtune.tasks.joined import joined
@@ -158,7 +158,7 @@ def _listed(task: TaskSection, file: Path, used: Collection[str]) -> tuple[Sourc
     source = read_file(task, file, [*used, NAMES])
     rows = source.rows
     if NAMES not in rows.column_names or IMAGE in rows.column_names:
-        found = ", ".join(map(shown, rows.column_names))
+        found = listed(rows.column_names)
         raise ScenarioError(
             f"{file.name}: names pictures in a column {NAMES!r}, and has none called {IMAGE!r}; it "
             f"has: {found}"

@@ -11,7 +11,7 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
 from datasets.fingerprint import Hasher
 
-from fedtune.errors import ScenarioError, shown
+from fedtune.errors import ScenarioError, listed, shown
 from fedtune.scenario.task import TaskSection
 from fedtune.tasks.cells import checked, used_columns
 from fedtune.tasks.files import Source, read_file
@@ -55,7 +55,7 @@ def _check_columns(task: TaskSection, parts: Sequence[Named]) -> None:
         having = [name for name, rows in parts if column in rows.column_names]
         for name, rows in parts:
             if having and name not in having:
-                found = ", ".join(map(shown, rows.column_names)) or "none"
+                found = listed(rows.column_names) or "none"
                 raise ScenarioError(
                     f"{name}: has no column {shown(column)}, as {having[0]} has; it has: {found}"
                 )

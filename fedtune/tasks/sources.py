@@ -161,5 +161,5 @@ def own_row(rows: Dataset, row: int) -> int:
 
 def _check_column(key: str, column: str | None, split: Dataset, name: str) -> None:
     if column is not None and column not in split.column_names:
-        found = listed([repr(name) for name in split.column_names])
+        found = listed(split.column_names)
         raise ScenarioError(f"task.{key} = {column!r}: no such column in {name}; it has: {found}")

@@ -145,7 +145,7 @@ def test_a_trailing_comma_in_a_file_that_a_card_names_is_refused(tmp_path):
     ("files", "more", "said"),
     [
         (("a.csv", "img.png"), {}, r"configs names img\.png; allowed: \.csv"),
-        (("a.csv", "a.csv"), {"sep": '";"'}, r"configs sets 'sep', which is not read; name the"),
+        (("a.csv", "a.csv"), {"sep": '";"'}, r"configs sets 'sep', which is not read; name files"),
         (("a.csv", "none.csv"), {}, r"cannot be read"),
     ],
 )
