@@ -88,7 +88,9 @@ def blank_notes(task: TaskSection, rows: Dataset, split: str) -> list[str]:
         if key != "template" and rows.num_rows and blank == rows.num_rows:
             raise ScenarioError(f"task.{key} = {shown(column)}: no row of {split} holds a text")
         if blank:
-            notes.append(f"data: {blank} of {rows.num_rows} rows of {split} hold no {column}")
+            notes.append(
+                f"data: {blank} of {rows.num_rows} rows of {split} hold no text in {shown(column)}"
+            )
     return notes
 
 

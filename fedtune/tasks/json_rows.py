@@ -56,7 +56,7 @@ def json_rows(source: TextIO, name: str) -> Iterator[tuple[str, Row]]:
         return
     row, following = _object(value, f"{name}, line {line}"), _lines(source, name, line)
     after = next(following, None)
-    if after is None and (_is_table(row) or _holds_rows(row)):
+    if after is None and (_is_table(row) or row.keys() in PANDAS):
         yield from _listed(row, name)
         return
     yield f"line {line}", row
@@ -117,13 +117,6 @@ def _is_table(value: Row) -> bool:
     """Whether an object holds columns or rows, and is not itself a row."""
     members = list(value.values())
     return bool(members) and (_all(dict, members) or _all(list, members))
-
-
-def _holds_rows(value: Row) -> bool:
-    """Whether an object holds a list of objects, or is one of pandas' that are no rows."""
-    return value.keys() in PANDAS or any(
-        isinstance(member, list) and member and _all(dict, member) for member in value.values()
-    )
 
 
 def _all(kind: type, values: Iterable[Any]) -> bool:

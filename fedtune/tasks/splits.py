@@ -38,7 +38,7 @@ def split_named(task: TaskSection, name: str) -> str | None:
             return own
     words = _words(name)
     if words and all(word in FORM for word in words[1:]):
-        return _split_of_word(words[0]) or (shard[1] if shard else None)
+        return _split_of_word(task, words[0]) or (shard[1] if shard else None)
     return shard[1] if shard else None
 
 
@@ -49,13 +49,14 @@ def below(path: Path, file: Path) -> tuple[str, ...]:
 
 def _split_within(task: TaskSection, name: str) -> str | None:
     """The one split that a name has in it."""
-    words = _words(name)
-    own = {split for split in (task.train_split, task.test_split) if split.casefold() in words}
-    found = own or {split for word in words if (split := _split_of_word(word))}
+    found = {split for word in _words(name) if (split := _split_of_word(task, word))}
     return found.pop() if len(found) == 1 else None
 
 
-def _split_of_word(word: str) -> str | None:
+def _split_of_word(task: TaskSection, word: str) -> str | None:
+    for own in (task.train_split, task.test_split):
+        if word == own.casefold():
+            return own
     for split, words in WORDS.items():
         if any(word == w or word.removeprefix(w) in FORM for w in words if word.startswith(w)):
             return split

@@ -316,3 +316,9 @@ def test_a_metadata_file_names_pictures_of_several_splits(tmp_path):
 def test_a_metadata_file_is_read_as_strictly_as_any(tmp_path, text, said):
     with pytest.raises(ScenarioError, match=said):
         images(tmp_path, *NAMED, metadata_csv=text)
+
+
+def test_splits_of_other_names_are_found_by_their_own(tmp_path):
+    found, _ = splits(tmp_path, "Fit-0.csv", "fit-1.csv", "my-DEV.csv", train_split="fit",
+                      test_split="dev")  # fmt: skip
+    assert {name: len(rows) for name, rows in found.items()} == {"train": 6, "test": 3}

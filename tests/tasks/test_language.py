@@ -116,7 +116,7 @@ def test_rows_without_a_token_to_learn_are_left_out_and_counted(base, data):
     assert left_out > 0
     said = f"data: {left_out} rows without a token to learn within max_length"
     assert [note for note in examples.notes if "hold no" not in note] == [said]
-    assert "data: 1 of 4 rows of train hold no say" in examples.notes
+    assert "data: 1 of 4 rows of train hold no text in 'say'" in examples.notes
     assert examples.left_out == {"rows without a token to learn within max_length": left_out}
 
 

@@ -134,8 +134,8 @@ def test_rows_with_several_labels_are_left_out_and_counted(tmp_path):
     assert len(examples.train) == len(ROWS)
     assert examples.classes == ["so", "bad", "good"]
     assert examples.notes == [
-        "data: 1 of 7 rows of train hold no text",
-        "data: 1 of 6 rows of test hold no text",
+        "data: 1 of 7 rows of train hold no text in 'text'",
+        "data: 1 of 6 rows of test hold no text in 'text'",
         "data: 1 rows with several labels are left out",
     ]
     assert examples.left_out == {"rows with several labels are left out": 1}
