@@ -13,6 +13,7 @@ import torch
 from fedtune.cohort.absent import AbsentBackend
 from fedtune.cohort.backend import Backend
 from fedtune.cohort.plan import ClientWork
+from fedtune.cohort.sizing import fitting_size
 from fedtune.cohort.together import CohortBackend
 from fedtune.randomness import key_of
 from fedtune.waiting import spins
@@ -69,7 +70,10 @@ def free_cores() -> int:
 
 
 def step_of(backend: Backend) -> Callable[[], object]:
-    """What times a step: the gradients of a few clients with full batches of the training data."""
+    """A step of a cohort as a round has it, full batches of the training data and the optimiser.
+
+    Of as many clients as fit into a cohort, at most `CLIENTS`.
+    """
     setting = backend.setting
     rows = np.arange(len(setting.data)) if len(setting.data) else np.zeros(1, dtype=np.int64)
     state = {n: t.to(setting.device, setting.master) for n, t in setting.adapted.initial.items()}
@@ -79,12 +83,11 @@ def step_of(backend: Backend) -> Callable[[], object]:
         chosen = np.take(rows, np.arange(client * size, (client + 1) * size), mode="wrap")
         return ClientWork(client, state, ((chosen,),), (1,), key_of("threads", client), len(chosen))
 
-    one = [work(0)]
-    if not isinstance(backend, CohortBackend):
-        return lambda: backend.gradient(one)
-    long = _timed(lambda: backend.gradient(one)) > LONG_STEP
-    works = one if long else [work(client) for client in range(CLIENTS)]
-    return lambda: backend.gradient(works)
+    works = [work(0)]
+    if _timed(lambda: backend.train(works, 1)) <= LONG_STEP and isinstance(backend, CohortBackend):
+        most = min(CLIENTS, fitting_size(backend, works[0]))
+        works = [work(client) for client in range(most)]
+    return lambda: backend.train(works, 1)
 
 
 def _seconds(step: Callable[[], object], count: int) -> float:
