@@ -99,7 +99,10 @@ def _planned(section: EngineSection, resolved: Resolved) -> tuple[int, int, int]
     else:
         count = cards or max(1, sum(machine.cores // (cores or CORES) for machine in machines))
     each = 1 if cards else 0
-    return _fitting(machines, section, count, cores or _cores(machines, count, each), each)
+    if cores is None:
+        most = _cores(machines, count, each)
+        cores = most if cards else min(most, resolved.threads)  # no more than a step gains by
+    return _fitting(machines, section, count, cores, each)
 
 
 def _fitting(
