@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-LONGEST, MOST_LISTED = 80, 20
+LONGEST, MAX_LISTED = 80, 20
 
 
 class FedtuneError(Exception):
@@ -54,7 +54,7 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().split("\n", 1)[0]
 
 
-def shown(value: object) -> str:
+def quoted(value: object) -> str:
     """A value of a user's data for a message."""
     return cut(repr(value[: LONGEST + 1] if isinstance(value, str | bytes) else value))
 
@@ -65,6 +65,6 @@ def cut(text: str) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names of a user's data for a message: the first of them, each as `shown`."""
-    more = ", ..." if len(names) > MOST_LISTED else ""
-    return ", ".join(map(shown, names[:MOST_LISTED])) + more
+    """Names of a user's data for a message: the first of them, each as `quoted`."""
+    more = ", ..." if len(names) > MAX_LISTED else ""
+    return ", ".join(map(quoted, names[:MAX_LISTED])) + more

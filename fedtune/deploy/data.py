@@ -6,7 +6,7 @@ import logging
 
 from datasets import Dataset
 
-from fedtune.errors import ScenarioError, shown
+from fedtune.errors import ScenarioError, quoted
 from fedtune.scenario.task import TaskSection
 from fedtune.tasks.labels import label_names
 from fedtune.tasks.sources import load_splits
@@ -43,6 +43,8 @@ def _label_fault(task: TaskSection, rows: Dataset) -> str | None:
         values = [value for value in values if task.label_separator not in value]
     strange = [value for value in values if value not in task.labels]
     if strange:
-        LOGGER.warning("%d labels are not in task.labels, e.g. %s", len(strange), shown(strange[0]))
+        LOGGER.warning(
+            "%d labels are not in task.labels, e.g. %s", len(strange), quoted(strange[0])
+        )
         return "its rows have a label that task.labels does not name"
     return None if values else "its data have no row with one label"

@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedtune.adapters.packed import Packed
-from fedtune.errors import shown
+from fedtune.errors import quoted
 from fedtune.grids.arrays import packed, records, to_tensor
 from fedtune.rules.flat import are_finite, flat
 
@@ -90,10 +90,10 @@ def metrics_fault(metrics: MetricRecord, weight_key: str) -> str | None:
     """Why metrics cannot be averaged, or None; the weight may be 0."""
     for key, value in metrics.items():
         if not all(map(_is_finite, value if isinstance(value, list) else [value])):
-            return f"metric {key} = {shown(value)}: must be a finite number, or a list of such"
+            return f"metric {key} = {quoted(value)}: must be a finite number, or a list of such"
     weight = metrics.get(weight_key)
     if not isinstance(weight, int | float) or not 0 <= weight <= MOST_EXAMPLES:
-        return f"{weight_key} = {shown(weight)}: must be a number above 0"
+        return f"{weight_key} = {quoted(weight)}: must be a number above 0"
     return None
 
 

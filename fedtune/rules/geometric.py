@@ -11,7 +11,7 @@ from fedtune.rules.base import Aggregate, Updates
 from fedtune.rules.gram import gram_about
 
 ROUNDING = 1e-8  # the root of float64's: what distances from a Gram matrix are exact to
-AT_A_ROW, TIE, MOST_SCALES = 1e-3, 1 + 1e-9, 16
+AT_A_ROW, TIE, MAX_SCALES = 1e-3, 1 + 1e-9, 16
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class GeometricMedian:
         """Coefficients are the weights of the last iteration."""
         gram, left = updates.centred, self.iterations
         weights, scale = _start(updates.distances.sqrt())
-        for _ in range(MOST_SCALES if scale > 0.0 else 0):
+        for _ in range(MAX_SCALES if scale > 0.0 else 0):
             weights, left = self._iterated(gram, weights, scale, left)
             apart = _distances(gram, weights)
             row = int(apart.argmin())

@@ -16,7 +16,7 @@ BLOCK_BYTES = {"cpu": 2 << 20}  # fits a cache
 OTHER_BLOCK_BYTES = 64 << 20
 SHORTEST = 1e-150  # below it squares leave float64's normal numbers
 NEAR, FAR, DROWNED = 1e4, 1e6, 1e-6  # in squared distances
-MOST_PASSES = 8  # each brings the centre 10^7 times nearer, and 3e38 is the longest
+MAX_PASSES = 8  # each brings the centre 10^7 times nearer, and 3e38 is the longest
 
 Blocks = Callable[[], Iterator[Tensor]]
 
@@ -91,7 +91,7 @@ def centred_gram_of(blocks: Blocks) -> Tensor:
         blocks: as for `norms_of`.
     """
     found = _gram(blocks, lambda block: block - block.mean(0))
-    for _ in range(MOST_PASSES):
+    for _ in range(MAX_PASSES):
         majority = distances_of(found).sort(1).values[:, len(found) // 2]
         best = int(majority.argmin())
         if float(found[best, best]) <= NEAR * float(majority[best]):

@@ -18,7 +18,7 @@ from fedtune.rules.base import Aggregate, Updates
 from fedtune.rules.gram import centred_gram_of
 
 MOST_REMOVED = 16
-MOST_TRIED = 1000
+MAX_TRIED = 1000
 TIE = 1 + 1e-9
 
 
@@ -148,7 +148,7 @@ def _within(
 def _all_without(
     inside: NDArray[np.float64], kept: tuple[int, ...], remove: int
 ) -> Iterator[tuple[int, ...]]:
-    if math.comb(len(kept), remove) <= MOST_TRIED:
+    if math.comb(len(kept), remove) <= MAX_TRIED:
         yield from itertools.combinations(kept, len(kept) - remove)
         return
     for _ in range(remove):

@@ -29,7 +29,7 @@ from fedtune.tasks.images import load_processor
 from fedtune.tasks.lengths import positions, vocabulary
 
 TOLERANCE = 1e-4
-ROWS, LENGTH, SIDE, FEWEST_WORDS = 3, 12, 64, 100
+ROWS, LENGTH, SIDE, MIN_WORDS = 3, 12, 64, 100
 
 
 def check_export(directory: RunDirectory, folders: Sequence[Path]) -> None:
@@ -121,7 +121,7 @@ def made_up_rows(directory: RunDirectory, model: nn.Module) -> list[Inputs]:
         return [{"pixel_values": picture["pixel_values"].float()} for picture in pictures]
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(base, PreTrainedModel)
-    words = vocabulary(base) or FEWEST_WORDS
+    words = vocabulary(base) or MIN_WORDS
     most = min(LENGTH, positions(base) or LENGTH)
     ids = [torch.from_numpy(draw.integers(0, words, (1, max(1, most - n)))) for n in range(ROWS)]
     for row in ids:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fedtune.errors import shown
+from fedtune.errors import quoted
 from fedtune.scenario.section import Section
 
 LINEAR, SQUARES = "builtin:linear", "builtin:least-squares"
@@ -145,7 +145,7 @@ class TaskSection(Section):
         if "" in map(str.strip, labels):
             raise ValueError("task.labels: holds an empty name; every class has one")
         if twice := [name for name, count in Counter(labels).items() if count > 1]:
-            raise ValueError(f"task.labels: holds {shown(twice[0])} twice; name every class once")
+            raise ValueError(f"task.labels: holds {quoted(twice[0])} twice; name every class once")
 
     def _check_without_data(self) -> None:
         """What must be said where the server has no training data."""

@@ -17,7 +17,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from datasets.fingerprint import Hasher
 
-from fedtune.errors import LONGEST, ScenarioError, shown
+from fedtune.errors import LONGEST, ScenarioError, quoted
 from fedtune.scenario.task import TaskSection
 from fedtune.tasks.files import Source
 
@@ -86,10 +86,10 @@ def blank_notes(task: TaskSection, rows: Dataset, split: str) -> list[str]:
         texts = values.cast(pa.large_string()).fill_null("")
         blank = pc.sum(pc.equal(pc.utf8_trim_whitespace(texts), "")).as_py() or 0
         if key != "template" and rows.num_rows and blank == rows.num_rows:
-            raise ScenarioError(f"task.{key} = {shown(column)}: no row of {split} holds a text")
+            raise ScenarioError(f"task.{key} = {quoted(column)}: no row of {split} holds a text")
         if blank:
             notes.append(
-                f"data: {blank} of {rows.num_rows} rows of {split} hold no text in {shown(column)}"
+                f"data: {blank} of {rows.num_rows} rows of {split} hold no text in {quoted(column)}"
             )
     return notes
 
@@ -98,7 +98,7 @@ class _Place:
     """Says of a cell where it is."""
 
     def __init__(self, key: str, column: str, where: Callable[[int], str]) -> None:
-        self.head, self.where = f"{key} = {shown(column)}", where
+        self.head, self.where = f"{key} = {quoted(column)}", where
 
     def fault(self, reason: str, row: int | None = None) -> ScenarioError:
         """What is wrong with a row, or the column."""

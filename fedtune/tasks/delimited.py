@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from fedtune.errors import ScenarioError, shown
+from fedtune.errors import ScenarioError, quoted
 
 FORMS: dict[str, dict[str, Any]] = {
     ".csv": {"delimiter": ",", "strict": True},
@@ -49,7 +49,7 @@ def delimited(
     header = [field or f"Unnamed: {place}" for place, field in enumerate(header)]
     if twice := [field for field, count in Counter(header).items() if count > 1]:
         raise ScenarioError(
-            f"{name}, line {line}: two columns are called {shown(twice[0])}; rename one, or give "
+            f"{name}, line {line}: two columns are called {quoted(twice[0])}; rename one, or give "
             "task.columns if the file has no header"
         )
     return header, _of_width(found, name, form, header, "the header has")

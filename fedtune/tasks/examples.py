@@ -11,7 +11,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from fedtune.adapters.wrap import PretrainedBase
-from fedtune.errors import ScenarioError, listed, shown
+from fedtune.errors import ScenarioError, listed, quoted
 from fedtune.scenario.clients import PartitionSection
 from fedtune.tasks.base import Objective, Rows
 from fedtune.tasks.generation import ExactMatch
@@ -135,6 +135,6 @@ def _matched(values: list[str], section: PartitionSection) -> list[str]:
     for value in values:
         match = compiled.search(value)
         if match is None and (value or section.kind != "natural"):
-            raise ScenarioError(f"{key}: does not match {shown(value)}")
+            raise ScenarioError(f"{key}: does not match {quoted(value)}")
         found.append(match[1] or NO_ID if match is not None else NO_ID)
     return found

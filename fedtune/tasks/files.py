@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features
 from datasets.table import table_cast
 
-from fedtune.errors import LONGEST, ScenarioError, shown
+from fedtune.errors import LONGEST, ScenarioError, quoted
 from fedtune.scenario.task import TaskSection
 from fedtune.tasks.cache import folder_once
 from fedtune.tasks.delimited import delimited
@@ -180,7 +180,7 @@ def _known(field: pa.Field, path: Path) -> pa.Field:
         Features.from_arrow_schema(pa.schema([field]))
     except (ValueError, TypeError, NotImplementedError, pa.ArrowException):
         raise ScenarioError(
-            f"{path.name}: column {shown(field.name)} holds {str(field.type)[:LONGEST]}, which "
+            f"{path.name}: column {quoted(field.name)} holds {str(field.type)[:LONGEST]}, which "
             "cannot be read; take it out, or save it as text"
         ) from None
     return field

@@ -16,7 +16,7 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from numpy.typing import NDArray
 from PIL import Image
 
-from fedtune.errors import ScenarioError, listed, shown
+from fedtune.errors import ScenarioError, listed, quoted
 from fedtune.scenario.task import TaskSection
 from fedtune.tasks.files import Source, form_of, read_file, stem_of
 from fedtune.tasks.joined import joined
@@ -167,7 +167,7 @@ def _listed(task: TaskSection, file: Path, used: Collection[str]) -> tuple[Sourc
     for row, name in enumerate(rows.data.column(NAMES).to_pylist()):
         picture = _whole(file.parent / str(name))
         if name is None or not picture.is_file():
-            raise ScenarioError(f"{source.where(row)}: there is no picture called {shown(name)}")
+            raise ScenarioError(f"{source.where(row)}: there is no picture called {quoted(name)}")
         pictures.append(picture)
     kept = rows.remove_columns(NAMES)
     features = Features({IMAGE: ImageFeature(), **kept.features})

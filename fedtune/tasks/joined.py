@@ -11,7 +11,7 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
 from datasets.fingerprint import Hasher
 
-from fedtune.errors import ScenarioError, listed, shown
+from fedtune.errors import ScenarioError, listed, quoted
 from fedtune.scenario.task import TaskSection
 from fedtune.tasks.cells import checked, used_columns
 from fedtune.tasks.files import Source, read_file
@@ -57,7 +57,7 @@ def _check_columns(task: TaskSection, parts: Sequence[Named]) -> None:
             if having and name not in having:
                 found = listed(rows.column_names) or "none"
                 raise ScenarioError(
-                    f"{name}: has no column {shown(column)}, as {having[0]} has; it has: {found}"
+                    f"{name}: has no column {quoted(column)}, as {having[0]} has; it has: {found}"
                 )
 
 
@@ -94,7 +94,7 @@ def _feature(column: str, parts: Sequence[Named]) -> object:
     other = next(place for place, feature in enumerate(features) if feature != features[0])
     told = ["classes by number" if lists[i] else str(types[i]) for i in (0, other)]
     raise ScenarioError(
-        f"column {shown(column)}: {having[0][0]} holds {told[0]}, {having[other][0]} {told[1]}; "
+        f"column {quoted(column)}: {having[0][0]} holds {told[0]}, {having[other][0]} {told[1]}; "
         "write both alike"
     )
 

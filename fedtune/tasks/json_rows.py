@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 import pyarrow as pa
 
-from fedtune.errors import ScenarioError, shown
+from fedtune.errors import ScenarioError, quoted
 
 CHUNK = 4096
 KINDS = {bool: "a truth value", int: "a number", float: "a number", str: "text", list: "a list",
@@ -188,7 +188,7 @@ class _Columns:
         for column in self.used:
             if column in self.kinds and column in self.without:
                 raise ScenarioError(
-                    f"{self.name}, {self.without[column]}: has no {shown(column)}, as other rows "
+                    f"{self.name}, {self.without[column]}: has no {quoted(column)}, as other rows "
                     "have; give it one, null if it is empty, or take the row out"
                 )
         if self.rows or not self.chunks:
@@ -212,7 +212,7 @@ class _Columns:
         told = " and ".join(f"{what} in {place}" for what, place in kinds.items())
         if column in self.used and (len(kinds) > 1 or kinds.keys() & NESTED):
             raise ScenarioError(
-                f"{self.name}: column {shown(column)} holds {told}; allowed: text, or numbers"
+                f"{self.name}: column {quoted(column)} holds {told}; allowed: text, or numbers"
             )
 
     def _flush(self) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict
 from numpy.typing import NDArray
 
-from fedtune.errors import ScenarioError, shown
+from fedtune.errors import ScenarioError, quoted
 from fedtune.scenario.task import TaskSection
 from fedtune.tasks.bases import names_of_base
 from fedtune.tasks.heads import in_order_of
@@ -59,9 +59,9 @@ def encode_labels(
     index = {name: i for i, name in enumerate(names)}
     for name, values in columns.items():
         if unknown := set(values) - index.keys():
-            raise _unknown(task, splits, name, shown(min(unknown)), drawn)
+            raise _unknown(task, splits, name, quoted(min(unknown)), drawn)
     if len(names) < 2:
-        raise _fault(task, f"every row of training is of class {shown(names[0])}; a task has two")
+        raise _fault(task, f"every row of training is of class {quoted(names[0])}; a task has two")
     encoded = {
         name: np.asarray([index[value] for value in values], dtype=np.int64)
         for name, values in columns.items()

@@ -28,7 +28,7 @@ OWN_TEST = f"data: no test split, so {TEST_SHARE:.0%} of the rows are kept for t
 READ_ERRORS = (
     OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, RuntimeError, DatasetsError,
 )  # fmt: skip
-MOST_SAID = 200
+MAX_SAID = 200
 Builtin = Mapping[str, Callable[[], DatasetDict]]
 
 
@@ -54,7 +54,7 @@ def load_splits(
         splits = _both(task, _read(task, builtin, notes), notes)
     except READ_ERRORS as error:
         cause = error.__cause__ if isinstance(error, DatasetsError) else None
-        reason = first_line(cause or error)[:MOST_SAID]
+        reason = first_line(cause or error)[:MAX_SAID]
         raise ScenarioError(f"task.data = {task.data!r}: cannot be read ({reason})") from None
     for name, key in (("train", "train_examples"), ("test", "test_examples")):
         for column in needed:
