@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-import string
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -24,6 +21,7 @@ from fedtune.tasks.cache import Arrays
 from fedtune.tasks.examples import Examples
 from fedtune.tasks.generation import ExactMatch, answer
 from fedtune.tasks.lengths import fitting, longest, longest_row, most_tokens, positions
+from fedtune.tasks.prompts import Prompts, open_ended, prompt_ids, prompts_of
 from fedtune.tasks.sources import load_splits
 from fedtune.tasks.text import as_text
 from fedtune.tasks.tokens import IGNORED, Columns, TokenTable, tokenise
@@ -63,37 +61,13 @@ class CausalLM:
         return {**means, "perplexity": math.exp(loss) if loss < math.log(1e300) else math.inf}
 
 
-@dataclass(frozen=True)
-class Prompts:
-    """How a row becomes a prompt and a response.
-
-    Attributes:
-        pieces: of the prompt: a literal text, then a column or None.
-        response: column of the response.
-    """
-
-    pieces: tuple[tuple[str, str | None], ...]
-    response: str
-
-    @property
-    def columns(self) -> list[str]:
-        """The columns that a prompt is made of."""
-        return [column for _, column in self.pieces if column is not None]
-
-    def text(self, row: Mapping[str, Any]) -> str:
-        """The prompt of a row."""
-        return "".join(
-            text if column is None else text + as_text(row[column]) for text, column in self.pieces
-        )
-
-
 def load_language(task: TaskSection) -> Examples:
     """The examples of a language modelling task.
 
     Raises:
         ScenarioError: for data, a tokenizer or a base that does not fit.
     """
-    prompts = _prompts(task)
+    prompts = prompts_of(task)
     needed = ("instruction", "response") if prompts else ("text",)
     splits, notes = load_splits(task, needed, {SUMS: sums})
     for name, split in splits.items():
@@ -147,40 +121,6 @@ def _check_room(task: TaskSection, model: PreTrainedModel, matcher: ExactMatch) 
         )
 
 
-def _prompts(task: TaskSection) -> Prompts | None:
-    if task.response is None:
-        return None
-    if task.instruction is not None:
-        return Prompts((("", task.instruction), ("\n", None)), task.response)
-    assert task.template is not None
-    key = f"task.template = {task.template!r}"
-    try:
-        parsed = list(string.Formatter().parse(task.template))
-    except ValueError as error:
-        raise ScenarioError(f"{key}: {error}") from None
-    for _, name, form, conversion in parsed:
-        if name is not None and (not name or form or conversion):
-            raise ScenarioError(f"{key}: write a column as {{column}}, nothing else in the braces")
-    pieces = tuple((text, name) for text, name, _, _ in parsed)
-    if not any(name for _, name in pieces):
-        raise ScenarioError(f"{key}: names no column; write it as {{column}}")
-    return Prompts(pieces, task.response)
-
-
-def prompt_ids(
-    prompts: Prompts, batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase
-) -> list[list[int]]:
-    """The tokens of prompts, opening token included, closing one not."""
-    rows = zip(*(batch[column] for column in prompts.columns), strict=True)
-    texts = [prompts.text(dict(zip(prompts.columns, row, strict=True))) for row in rows]
-    return [_open_ended(ids, tokenizer) for ids in tokenizer(texts)["input_ids"]]
-
-
-def _open_ended(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    closed = bool(ids) and ids[-1] == tokenizer.eos_token_id
-    return ids[:-1] if closed else ids
-
-
 def _closing(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
@@ -217,7 +157,7 @@ def _blocks(
         texts = [as_text(value) for value in batch[task.text]]
         found: Columns = {"input_ids": [], "counted": [], "row": []}
         for row, ids in zip(rows, tokenizer(texts)["input_ids"], strict=True):
-            ids = [*_open_ended(ids, tokenizer), *end]
+            ids = [*open_ended(ids, tokenizer), *end]
             blocks = [ids[i : i + length] for i in range(0, len(ids), length)]
             blocks = [block for block in blocks if len(block) > 1]
             found["input_ids"] += blocks
