@@ -11,7 +11,7 @@ from scipy.stats import norm
 from torch import Tensor
 
 from fedtune.adversaries.crafted import Knowledge
-from fedtune.rules.base import distances_of, grams_of
+from fedtune.rules.base import centred_of, distances_of
 
 HALVINGS = 40
 
@@ -66,7 +66,7 @@ class MinMax:
 
     def __call__(self, known: Knowledge, own: Tensor) -> Tensor:
         """The largest γ for which its greatest distance to honest updates is within theirs."""
-        bound = float(distances_of(grams_of(known.honest)[1]).max())
+        bound = float(distances_of(centred_of(known.honest)).max())
         return _farthest(known, self.deviation, lambda squared: float(squared.max()) <= bound)
 
 
@@ -82,7 +82,7 @@ class MinSum:
 
     def __call__(self, known: Knowledge, own: Tensor) -> Tensor:
         """The largest γ for which its sum of squared distances is within the largest honest sum."""
-        bound = float(distances_of(grams_of(known.honest)[1]).sum(1).max())
+        bound = float(distances_of(centred_of(known.honest)).sum(1).max())
         return _farthest(known, self.deviation, lambda squared: float(squared.sum()) <= bound)
 
 
@@ -95,7 +95,7 @@ class Mimic:
 
     def __call__(self, known: Knowledge, own: Tensor) -> Tensor:
         """The same from all."""
-        _, centred = grams_of(known.honest)
+        centred = centred_of(known.honest)
         vectors = torch.linalg.eigh(centred).eigenvectors[:, -1]
         return known.honest[int(vectors.abs().argmax())].clone()
 

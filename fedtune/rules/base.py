@@ -171,10 +171,9 @@ def _stepped(rows: Tensor, step: Tensor) -> Tensor:
     return step[:, None] * rows if step.ndim == 1 else step @ rows
 
 
-def grams_of(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """X · Xᵀ, and the same of X less a point near most of its rows, (n, n) float64 on the CPU."""
-    updates = Updates(matrix, matrix.new_empty(0))
-    return updates.gram, updates.centred
+def centred_of(matrix: Tensor) -> Tensor:
+    """X · Xᵀ of the rows less a point near most of them, (n, n) float64 on the CPU."""
+    return Updates(matrix, matrix.new_empty(0)).centred
 
 
 __all__ = [
@@ -183,7 +182,7 @@ __all__ = [
     "Stateful",
     "Updates",
     "by_columns",
+    "centred_of",
     "column_blocks",
     "distances_of",
-    "grams_of",
 ]

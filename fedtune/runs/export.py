@@ -6,6 +6,8 @@ import json
 import shutil
 import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from peft import PeftModel
@@ -27,6 +29,7 @@ from fedtune.tasks.bases import load_base
 from fedtune.tasks.conv import ConvForImageClassification
 
 FORMATS = ("both", "adapter", "merged")
+BESIDE = ("README.md", "labels.json")  # what an adapter's own folder has beside PEFT's files
 FAULTS = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
 
 
@@ -67,13 +70,23 @@ def shortened(directory: RunDirectory, folder: Path, rank: int, check: bool = Tr
     text = json.dumps(config | plain, indent=2, sort_keys=True) + "\n"
     write_atomically(folder / "adapter_config.json", text.encode())
     write_atomically(folder / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
+    for name in BESIDE:
+        if (directory.adapter / name).is_file():
+            write_atomically(folder / name, (directory.adapter / name).read_bytes())
     if check:
         products = {layer: tensors[layer + B] @ tensors[layer + A] for layer in scaling}
-        try:
+        with _in_a_line(directory):
             hold_against(directory, [folder], with_products(model, products))
-        except FAULTS as error:
-            raise ScenarioError(f"export of {str(directory.path)!r}: {first_line(error)}") from None
     return max(errors)
+
+
+@contextmanager
+def _in_a_line(directory: RunDirectory) -> Iterator[None]:
+    """Within it, whatever reading or loading raises is a `ScenarioError` of one line."""
+    try:
+        yield
+    except FAULTS as error:
+        raise ScenarioError(f"export of {str(directory.path)!r}: {first_line(error)}") from None
 
 
 def load_model(directory: RunDirectory | str | Path) -> PeftModel | PreTrainedModel:
@@ -131,13 +144,11 @@ def export(directory: RunDirectory, out: Path, form: str, check: bool = True) ->
     local = directory.scenario.task.head == "local"
     if local and form == "merged":
         raise ScenarioError("--format 'merged': every client has a head of its own; use 'adapter'")
-    try:
+    with _in_a_line(directory):
         written = _export(directory, out, "adapter" if local else form)
         if check:
             check_export(directory, written)
-        return written
-    except FAULTS as error:
-        raise ScenarioError(f"export of {str(directory.path)!r}: {first_line(error)}") from None
+    return written
 
 
 def _export(directory: RunDirectory, out: Path, form: str) -> list[Path]:

@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 
 from fedtune.errors import RunError
 from fedtune.rules import base, make_rule
-from fedtune.rules.base import Updates, distances_of, grams_of
+from fedtune.rules.base import Updates, centred_of, distances_of
 from fedtune.rules.clipping import CenteredClipping
 from fedtune.rules.coordinates import MeaMed, Median, Phocas, TrimmedMean, meamed
 from fedtune.rules.flag import Flag, factor_of
@@ -318,7 +318,7 @@ def test_distances_of_small_updates_in_float32_are_right():
     random = np.random.default_rng(0)
     rows = (random.normal(size=50_000) + 1e-5 * random.normal(size=(6, 50_000))).astype(np.float32)
     exact = ((rows[:, None].astype(np.float64) - rows[None].astype(np.float64)) ** 2).sum(-1)
-    found = distances_of(grams_of(torch.from_numpy(rows))[1]).numpy()
+    found = distances_of(centred_of(torch.from_numpy(rows))).numpy()
     np.testing.assert_allclose(found, exact, rtol=1e-6, atol=1e-12)
     single = torch.from_numpy(rows @ rows.T)
     assert np.abs(distances_of(single).numpy() - exact).max() > exact.max()

@@ -124,6 +124,8 @@ def test_an_adapter_of_a_rank_is_held_against_the_shortened_products(tmp_path, d
         tmp_path, data, "gpt2", "causal-lm", {"tied": True}, adapter__targets=["lm_head"]
     )
     assert 0 < shortened(done, tmp_path / "one", 1) < 1
+    for name in ("README.md", "labels.json"):
+        assert (tmp_path / "one" / name).exists() == (done.adapter / name).exists()
     monkeypatch.setattr("fedtune.runs.export_check.TOLERANCE", -1.0)
     with pytest.raises(ScenarioError, match="gives other outputs"):
         shortened(done, tmp_path / "other", 1)
